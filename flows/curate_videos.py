@@ -1,0 +1,100 @@
+"""Curation (report, section 3): from raw videos and images to the manifest that training reads.
+
+    scan - embed - dedup sources - cut - dedup clips - text - overlays - blur - motion - aesthetics - verdict
+         - caption - buckets - manifest - report
+
+Each step is one file in tasks/. Between the two barriers (dedup sources, manifest) every shard goes its own way.
+"""
+
+from typing import Literal
+
+from prefect import flow
+from prefect.futures import PrefectFuture, as_completed
+from pydantic import Field
+
+from flows.task_runners import Runner, task_runner, tasks_run_on
+from tasks.aesthetics import AestheticsConfig, aesthetics
+from tasks.blur import BlurConfig, blur
+from tasks.buckets import buckets
+from tasks.caption import caption
+from tasks.cut import CutConfig, cut
+from tasks.dedup_clips import DedupClipsConfig, dedup_clips
+from tasks.dedup_sources import DedupSourcesConfig, dedup_sources
+from tasks.embed import EmbedConfig, embed
+from tasks.filter import apply_filter
+from tasks.manifest import manifest
+from tasks.motion import MotionConfig, motion
+from tasks.overlays import OverlaysConfig, overlays
+from tasks.preflight import preflight
+from tasks.report import report
+from tasks.run_record import Progress, check_kept, write_run_record
+from tasks.scan import ScanConfig, scan
+from tasks.step import StepConfig
+from tasks.text import TextConfig, text
+from tasks.verdict import VerdictConfig, limits, verdict
+
+
+class CurationConfig(StepConfig):
+    """How each step measures, and in ``verdict`` what is kept. Changing a step's part re-runs it and what follows."""
+
+    scan: ScanConfig = ScanConfig()
+    embed: EmbedConfig = EmbedConfig()
+    dedup_sources: DedupSourcesConfig = DedupSourcesConfig()
+    cut: CutConfig = CutConfig()
+    dedup_clips: DedupClipsConfig = DedupClipsConfig()
+    text: TextConfig = TextConfig()
+    overlays: OverlaysConfig = OverlaysConfig()
+    blur: BlurConfig = BlurConfig()
+    motion: MotionConfig = MotionConfig()
+    aesthetics: AestheticsConfig = AestheticsConfig()
+    verdict: VerdictConfig = Field(VerdictConfig(), description="Thresholds: a change here measures nothing again")
+
+
+def curate_shard(table: str, unique: PrefectFuture[list[str]], config: CurationConfig) -> PrefectFuture[str]:
+    """Submit the steps that need nothing but their own shard; returns the last one's future."""
+    clips = dedup_clips.submit(cut.submit(table, config.cut, wait_for=[unique]), config.dedup_clips)
+    clips = overlays.submit(text.submit(clips, config.text), config.overlays)
+    clips = motion.submit(blur.submit(clips, config.blur), config.motion)
+    clips = aesthetics.submit(clips, config.aesthetics)
+    for own in config.verdict.filters:
+        clips = apply_filter.submit(clips, own.filter)
+    clips = verdict.submit(clips, config.verdict)
+    return buckets.submit(caption.submit(clips))
+
+
+@flow(name="curate-videos", flow_run_name="curate {source}")
+def curate_videos(
+    source: str,
+    output: str,
+    profile: Literal["lite", "paper"] = "lite",
+    runner: Runner = "threads",
+    ray_address: str | None = None,
+    sources_per_shard: int = 64,
+    config: CurationConfig = CurationConfig(),
+) -> str:
+    """Curate the videos and images under ``source`` into ``output``; returns the URI of the manifest.
+
+    Args:
+        source: Folder, bucket or file, as a path or URI.
+        output: Folder or bucket for clips/, manifest/, report.html and run.json. Kept results are found again there.
+        profile: `lite` needs no downloads and no accelerator; `paper` runs the report's own networks.
+        runner: Where tasks run: threads of this process, processes of this machine, or a Ray cluster.
+        ray_address: Address of the Ray cluster, as ray://host:port; empty: RAY_ADDRESS, or a new local one.
+        sources_per_shard: About how many sources a task works on.
+        config: One group of settings per step; the thresholds are in `verdict`.
+    """
+    shards = preflight(source, output, profile, sources_per_shard, config.verdict)
+    progress = Progress(shards)
+    with tasks_run_on(task_runner(runner, ray_address)):
+        unique = dedup_sources.submit(
+            [embed.submit(scan.submit(shard, config.scan), config.embed) for shard in shards], config.dedup_sources
+        )
+        curated = [curate_shard(table, unique, config) for table in unique.result()]
+        for _ in as_completed(curated):
+            progress.advance()
+        dataset = manifest.submit(curated)
+        page = report.submit(curated, limits(config.verdict), wait_for=[dataset])
+        tables, written = [future.result() for future in curated], page.result()
+    write_run_record(tables, output, shards, config, limits(config.verdict), report=written)
+    check_kept(tables, limits(config.verdict))
+    return dataset.result()

@@ -1,0 +1,79 @@
+"""What a run leaves besides its data: progress while it works, and OUT/run.json when it is done."""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.runtime import flow_run
+from pydantic import BaseModel
+
+from tasks import storage
+from tasks.funnel import funnel, worst
+from tasks.step import key_of
+from tasks.verdict import Limit
+
+PACKAGES = ("contentv", "av", "faiss-cpu", "numpy", "onnxruntime", "opencv-python-headless", "prefect", "pyarrow", "rapidocr", "scenedetect")
+PAGE = 200
+
+
+class NothingKept(Exception):
+    """The run ended well and keeps no clip; the message says which test rejected most."""
+
+
+class Progress:
+    """The share of shards that are done, as an artifact of the run."""
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        self._shards, self._done = len(shards), 0
+        made = create_progress_artifact(0.0, key="curation-progress", description="Shards curated")
+        self._artifact = made if isinstance(made, UUID) else None
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._artifact:
+            update_progress_artifact(self._artifact, 100 * self._done / self._shards)
+
+
+def seconds_by_step() -> dict[str, float]:
+    """Seconds that each step's tasks of the present run took, added up over shards."""
+    seconds: dict[str, float] = {}
+    with get_client(sync_client=True) as client:
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run.id)]))
+        offset = 0
+        while runs := client.read_task_runs(flow_run_filter=this_run, limit=PAGE, offset=offset):
+            for run in runs:
+                step = run.name.split(" ·")[0]
+                seconds[step] = seconds.get(step, 0.0) + run.total_run_time.total_seconds()
+            offset += PAGE
+    return {step: round(spent, 3) for step, spent in sorted(seconds.items(), key=lambda item: -item[1])}
+
+
+def write_run_record(
+    tables: Sequence[str], output: str, shards: Sequence[str], config: BaseModel, allowed: Sequence[Limit], report: str
+) -> str:
+    """Write OUT/run.json, the sign that OUT is whole; returns its URI."""
+    record: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "inputs": key_of(sorted(shards)),
+        "versions": {package: version(package) for package in PACKAGES},
+        "counts": [stage.as_dict() for stage in funnel(tables, [limit.reason for limit in allowed])],
+        "seconds": seconds_by_step(),
+        "report": report,
+    }
+    uri = storage.join(output, "run.json")
+    with storage.writing(uri) as file:
+        file.write(json.dumps(record, indent=2).encode())
+    return uri
+
+
+def check_kept(tables: Sequence[str], allowed: Sequence[Limit]) -> None:
+    """Raise NothingKept where no clip is kept."""
+    stages = funnel(tables, [limit.reason for limit in allowed])
+    if not stages[-1].left:
+        most = worst(stages)
+        raise NothingKept(f"no clip is kept; {most.name!r} rejected most: {most.lost} of {most.entered}")
