@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.sample_plates import Frame, billboards
 from benchmarks.sample_scenes import (
     FPS,
+    SCENE_S,
     Box,
     Scene,
     Span,
@@ -222,7 +223,8 @@ def _copied(path: Path, scene: Scene, shot_s: float, original: str) -> FileTruth
         return cv2.resize(frame[y:-y, x:-x], (width, height), interpolation=cv2.INTER_AREA)
 
     truth = _plain(path, scene, shot_s, dress, crf=30)
-    truth = replace(truth, width=width, height=height, duplicate_of=original)
+    speed = scene.background_speed * scene.width / (scene.width - 2 * x)
+    truth = replace(truth, width=width, height=height, background_speed=speed, duplicate_of=original)
     return replace(truth, outcome="reject", expected_reason="duplicate")
 
 
@@ -270,7 +272,7 @@ def _rotated(path: Path, scene: Scene, shot_s: float) -> FileTruth:
 
 def _photograph(path: Path, scene: Scene) -> FileTruth:
     """A still image, which is a source as well."""
-    Image.fromarray(scene.frame(0.0)).save(path, quality=92)
+    Image.fromarray(scene.frame(SCENE_S / 2)).save(path, quality=92)
     return replace(_whole(path, scene, 0.0), shots=[], background_speed=None, foreground_speed=None)
 
 
@@ -317,20 +319,20 @@ def build(out: Path, seed: int = 0, quick: bool = False) -> Truth:
     Args:
         quick: only the files named in `QUICK`, small and short.
     """
-    cast = {scene.name: scene for scene in scenes(seed)}
-    shot_s = 3.5 if quick else 5.0
+    size, shot_s = ((480, 270), 3.5) if quick else ((640, 360), 5.0)
+    cast = {scene.name: scene for scene in scenes(seed, *size)}
 
     def sized(name: str, width: int, height: int) -> Scene:
         return replace(cast[name], width=width, height=height)
 
-    pan = cast["skyline-day"] if quick else sized("skyline-day", 1280, 720)
+    pan = cast["garden-day"] if quick else sized("garden-day", 1280, 720)
     cuts = [cast[name] for name in ("blossoms-day", "facade-day", "leaves-day")]
     street = replace(cast["facade-day"], name="billboards-day", paint=billboards)
     makers: dict[str, Callable[[Path], FileTruth]] = {
         "pan": partial(_plain, scene=pan, shot_s=shot_s),
         "zoom": partial(_plain, scene=cast["meadow-day"], shot_s=5),
         "subject": partial(_plain, scene=cast["lake-day"], shot_s=5),
-        "pan_subject": partial(_plain, scene=sized("garden-day", 960, 540), shot_s=5),
+        "pan_subject": partial(_plain, scene=sized("skyline-day", 960, 540), shot_s=5),
         "portrait": partial(_plain, scene=sized("forest-day", 360, 640), shot_s=5),
         "rotated": partial(_rotated, scene=sized("facade-jungle", 360, 640), shot_s=5),
         "late_variable_rate": partial(_variable_rate, scene=cast["skyline-violet"], shot_s=5, seed=seed),
@@ -373,9 +375,8 @@ def build(out: Path, seed: int = 0, quick: bool = False) -> Truth:
     }
     folder = Path(out) / "videos"
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for kind in QUICK if quick else makers:
-        files.append(makers[kind](folder / f"{kind}.{'jpg' if kind == 'photograph' else 'mp4'}"))
+    names = {kind: f"{kind}.jpg" if kind == "photograph" else f"{kind}.mp4" for kind in makers}
+    files = [makers[kind](folder / names[kind]) for kind in (QUICK if quick else makers)]
     truth = Truth(seed, quick, sorted(files, key=lambda file: file.name))
     truth.save(Path(out) / "truth.json")
     return truth

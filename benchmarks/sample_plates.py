@@ -152,14 +152,15 @@ def scattered(
 
     Args:
         feet: where the far and the near ones stand, fractions of the plate's height.
-        scales: size of the far and the near ones.
+        scales: size of the far and the near ones; on large plates a little more, as far as the photographs stay sharp.
     """
     height, width = plate.shape[:2]
+    enlarged = float(np.clip(height / 500, 1, 1.4))
     offset = rng.random()
     for i in range(count):
         depth = (i + rng.random()) / count
         sprite = sprites[rng.integers(len(sprites))]
-        sprite = resized(sprite, scales[0] + (scales[1] - scales[0]) * depth * rng.uniform(0.85, 1.15))
+        sprite = resized(sprite, enlarged * (scales[0] + (scales[1] - scales[0]) * depth * rng.uniform(0.85, 1.15)))
         if rng.random() < 0.5:
             sprite = sprite[:, ::-1]
         y = height * (feet[0] + (feet[1] - feet[0]) * depth) - sprite.shape[0] / 2
@@ -206,7 +207,7 @@ def garden(rng: Rng, width: int, height: int) -> Frame:
 def blossoms(rng: Rng, width: int, height: int) -> Frame:
     """A close carpet of large blossoms."""
     plate = np.full((height, width, 3), (60, 30, 30), np.uint8)
-    scattered(plate, rng, dahlias(0, 172, 8), width * height // 7000, (0.1, 1.5), (0.6, 1.0))
+    scattered(plate, rng, dahlias(0, 172, 8), width * height // 7000, (0.05, 1.5), (0.6, 1.0))
     return plate
 
 
@@ -295,8 +296,8 @@ def billboards(rng: Rng, width: int, height: int) -> Frame:
             first, *rest = str(rng.choice(lines)).split()
             poster = Image.new("RGB", (190, 110), paper)
             pen = ImageDraw.Draw(poster)
-            pen.text((95, 30), first, ink, ImageFont.load_default(size=36), anchor="mm")
-            pen.text((95, 75), " ".join(rest), ink, ImageFont.load_default(size=26), anchor="mm")
+            pen.text((95, 32), first, ink, ImageFont.load_default(size=36), anchor="mm")
+            pen.text((95, 75), " ".join(rest), ink, ImageFont.load_default(size=21), anchor="mm")
             plate[top : top + 110, left : left + 190] = np.asarray(poster)[: height - top, : width - left]
     return plate
 

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"curate-videos: {problem}; what was finished is kept: run the same command again", file=sys.stderr)
         return 1
     record = json.loads(Path(storage.join(options.output, "run.json")).read_text())
-    print(as_text([Stage(**stage) for stage in record["counts"]]))
+    print(as_text(stages_of(record["counts"])))
     print(f"\nmanifest  {storage.join(options.output, 'manifest')}")
     print(f"report    {record['report']}")
     return status

@@ -24,7 +24,7 @@ from tasks.embed import EmbedConfig, embed
 from tasks.filter import apply_filter
 from tasks.manifest import manifest
 from tasks.motion import MotionConfig, motion
-from tasks.overlays import OverlaysConfig, overlays
+from tasks.overlays import OverlayConfig, overlays
 from tasks.preflight import preflight
 from tasks.report import report
 from tasks.run_record import Progress, check_kept, write_run_record
@@ -43,7 +43,7 @@ class CurationConfig(StepConfig):
     cut: CutConfig = CutConfig()
     dedup_clips: DedupClipsConfig = DedupClipsConfig()
     text: TextConfig = TextConfig()
-    overlays: OverlaysConfig = OverlaysConfig()
+    overlays: OverlayConfig = OverlayConfig()
     blur: BlurConfig = BlurConfig()
     motion: MotionConfig = MotionConfig()
     aesthetics: AestheticsConfig = AestheticsConfig()

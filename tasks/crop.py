@@ -3,8 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import cv2
 import numpy as np
 
 from tasks.frame_store import Image
@@ -57,7 +59,7 @@ def covered(boxes: Sequence[Box], within: Box) -> float:
 
 def merged(boxes: Sequence[Box]) -> list[Box]:
     """Boxes that overlap replaced by the box around them, until none overlap; sorted from top left."""
-    rest, done = list(boxes), []
+    rest, done = list(boxes), list[Box]()
     while rest:
         box = rest.pop()
         touching = [other for other in rest + done if box.meet(other).area]
@@ -121,7 +123,7 @@ def content_box(images: Sequence[Image]) -> Box:
     A border is dark and without detail in every picture, ends in a straight edge, and has a like one on the opposite
     side (or none there). A scene that is dark altogether has no borders.
     """
-    lightest = np.max([image.max(axis=2) for image in images], axis=0)
+    lightest = reduce(cv2.max, [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images])
     height, width = lightest.shape
     top, bottom = _borders(lightest)
     left, right = _borders(lightest[top : height - bottom].T)

@@ -22,6 +22,8 @@ STRETCH = 32  # frames: a longer source is known by its first, middle and last s
 LUMA_SIDE = 160  # of the pictures that borders are sought in
 BORDER_LEVEL, BORDER_RANGE = 72, 14  # a border is darker than this, and nowhere varies by more than this (0 to 255)
 CELLS, ORIENTATIONS = 4, 8
+NOISE = 2.0  # gradient that compression leaves in a flat picture, grey levels a pixel
+FLAT = 1.0  # gives sources without any detail a direction, and the same one
 
 VERSION = 1
 
@@ -80,7 +82,7 @@ def embedding_of(film: Film) -> NDArray[np.float32]:
     """
     planes = film.astype(np.float32)
     dy, dx = np.gradient(planes, axis=(1, 2))
-    strength = np.hypot(dx, dy)
+    strength = np.clip(np.hypot(dx, dy) - NOISE, 0, None)
     angle = np.arctan2(dy, dx) % np.pi * (ORIENTATIONS / np.pi)
     position = np.abs((np.arange(SIDE) + 0.5) * CELLS / SIDE - 0.5 - np.arange(CELLS)[:, None])
     cell = np.clip(1 - position, 0, None)  # [CELLS, SIDE]
@@ -90,7 +92,7 @@ def embedding_of(film: Film) -> NDArray[np.float32]:
         share = np.clip(1 - np.minimum(gap, ORIENTATIONS - gap), 0, None) * strength
         histogram.append((cell @ share @ cell.T).mean(axis=0))
     vector = np.sqrt(np.stack(histogram).ravel())
-    vector = np.append(vector, 1e-3)
+    vector = np.append(vector - vector.mean(), FLAT)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 

@@ -19,8 +19,8 @@ from tasks import storage
 Mask = NDArray[np.bool_]
 
 # What earlier steps rule out, in the order they do it: (reason, what is left called).
-SOURCE_STAGES = [("error", "readable"), ("duplicate", "unique sources")]
-CLIP_STAGES = [("too_short", "long enough"), ("duplicate", "unique clips"), ("error", "measured")]
+SOURCE_STAGES = [("error", "readable"), ("duplicate_source", "unique sources")]
+CLIP_STAGES = [("too_short", "long enough"), ("duplicate_clip", "unique clips"), ("error", "measured")]
 
 
 @dataclass(frozen=True)

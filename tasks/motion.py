@@ -2,7 +2,14 @@
 
 Dense optical flow; a perspective transform fitted to it is the motion of the background; what is left is the
 foreground's. Speeds are in frame diagonals per second, so that resolution and frame rate do not matter.
+
+``motion_bg`` is the mean over the frame of the speed of the fitted transform. ``motion_fg`` is the speed of what
+moves, not its mean over the frame: a small subject that runs is as fast as a large one. Flow alone cannot be trusted
+with that, as it is a guess on a clear sky and at the edges of the frame. So a pixel is foreground only where the
+picture itself says so: the background's motion fails to predict the second frame there, and the flow predicts it.
 """
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,41 +21,204 @@ from tasks.step import Clip, Row, StepConfig, score_clips, step_task
 
 VERSION = 1
 
-Flow = NDArray[np.float32]
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Homography = NDArray[np.float64]
+
+STRIDE = 3  # every third pixel, each way, is judged
+FIT_STRIDE = 3  # the transform is fitted to every third of those
+NOISE_MIN = 0.5  # grey levels squared: what JPEG leaves between two equal pictures
+SLACK = 0.2  # pixels: what flow and fit leave on a background
+SLACK_OF_SPEED = 0.04  # and per pixel of the background's own motion
+POINTS_MIN = 12
+CELLS = 8  # the transforms that were found are compared in this many by this many cells
+SPECK = 0.004  # fraction of the frame: a smaller foreground counts in proportion
+NEGLIGIBLE = 0.05  # of the background's speed: a foreground below is an error of the fit
 
 
 class MotionConfig(StepConfig):
     pairs_max: int = Field(12, ge=1, description="Frame pairs measured per clip, evenly spread")
+    working_side: int = Field(384, ge=64, description="Longest side at which flow is computed, pixels")
 
 
-def dense_flow(first: Image, second: Image) -> Flow:
-    """Optical flow [h, w, 2] (x, y; pixels) from ``first`` to ``second``, grey uint8 [h, w]: DIS (Kroeger, ECCV 2016)."""
-    estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    return np.asarray(estimator.calc(first, second, None), np.float32)
+def working_picture(image: Image, side: int) -> Image:
+    """Grey uint8 [h, w] with a longest side of ``side``, so that what is small in pixels is equally small everywhere."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = side / max(grey.shape)
+    size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
-def pair_speeds(pair: FramePair) -> tuple[float, float]:
+def dense_flow(first: Image, second: Image) -> Array:
+    """Optical flow [h, w, 2] (x, y; pixels) from ``first`` to ``second``, grey uint8 [h, w] both.
+
+    DIS (Kroeger et al., ECCV 2016), which follows a tenth of a frame between two pictures.
+    """
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    return np.asarray(estimator.calc(first, second, None), np.float32)  # type: ignore[call-overload]
+
+
+def transformed(points: Array, transform: Homography) -> Array:
+    """Where points [..., 2] go under a perspective transform."""
+    flat = points.reshape(1, -1, 2)
+    return np.asarray(cv2.perspectiveTransform(flat, transform), np.float32).reshape(points.shape)
+
+
+def within(points: Array, shape: tuple[int, ...], margin: int = 2) -> Mask:
+    """Which of the points [..., 2] lie inside a picture of ``shape``, at least ``margin`` pixels from its edge."""
+    x, y = points[..., 0], points[..., 1]
+    return (x >= margin) & (x <= shape[1] - 1 - margin) & (y >= margin) & (y <= shape[0] - 1 - margin)
+
+
+def mismatch(values: Array, second: Array, there: Array, seen: Mask) -> Array:
+    """Squared grey level differences between samples [h, w] and ``second`` at ``there`` [h, w, 2]; 0 where not ``seen``.
+
+    A slow change of brightness is no mismatch: the local mean of the difference is taken out.
+    """
+    difference = values - cv2.remap(second, there, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+    difference[~seen] = 0
+    difference -= cv2.blur(difference, (7, 7))
+    return np.asarray(difference * difference, np.float32)
+
+
+def polished(transform: Homography, here: Array, there: Array, side: int, steps: int = 4) -> Homography:
+    """The transform refitted to the pairs of points [n, 2] that it explains, by reweighted least squares (Tukey)."""
+    x, y = (here / side).T.astype(np.float64)
+    u, v = (there / side).T.astype(np.float64)
+    none, one = np.zeros_like(x), np.ones_like(x)
+    rows = np.block([[x, none], [y, none], [one, none], [none, x], [none, y], [none, one], [-x * u, -x * v], [-y * u, -y * v]])
+    target = np.concatenate([u, v])
+    unit = np.diag([side, side, 1.0])
+    for _ in range(steps):
+        error = np.hypot(*(transformed(here, transform) - there).T)
+        reach = max(2 * SLACK, 3 * float(np.median(error)))
+        weight = np.clip(1 - (error / reach) ** 2, 0, None) ** 2
+        if np.count_nonzero(weight) < POINTS_MIN:
+            break
+        weighted = rows * np.concatenate([weight, weight])
+        solution = np.linalg.lstsq(weighted @ rows.T, weighted @ target, rcond=1e-12)[0]
+        transform = unit @ np.append(solution, 1).reshape(3, 3) @ np.linalg.inv(unit)
+    return transform
+
+
+def candidates(here: Array, there: Array) -> list[Homography]:
+    """Transforms that may be the background's: no motion, the most common one, and the most common of the rest."""
+    found = [np.eye(3)]
+    left = np.ones(len(here), bool)
+    while len(found) < 3 and np.count_nonzero(left) >= max(POINTS_MIN, len(here) / 10):
+        transform, inliers = cv2.findHomography(
+            here[left], there[left], cv2.RANSAC, 4 * SLACK, maxIters=300, confidence=0.99
+        )
+        if transform is None or np.count_nonzero(inliers) < POINTS_MIN:
+            break
+        found.append(transform)
+        left &= np.hypot(*(transformed(here, transform) - there).T) > 1
+    return found
+
+
+def fit_background(here: Array, there: Array, values: Array, grid: Array, second: Array) -> Homography:
+    """The perspective transform of the background, from reliable matches ``here`` to ``there`` [n, 2].
+
+    Of the transforms found it is the one that predicts ``second`` [h, w] from the samples ``values`` at ``grid`` in
+    most parts of the frame, not at most points: a rich subject before a plain wall has most of the points. Parts at
+    the border count twice. A camera that moves moves more than one place: motion that shows in a patch only is a
+    subject's.
+    """
+    found = candidates(here, there)
+    if len(found) == 1:
+        return found[0]
+    shape = second.shape
+    cell = (grid * (CELLS / shape[1], CELLS / shape[0])).astype(int) @ (1, CELLS)
+    places = [transformed(grid, transform) for transform in found]
+    seen = np.logical_and.reduce([within(place, shape) for place in places])
+    count = np.bincount(cell[seen], minlength=CELLS**2)
+    errors = np.stack(
+        [
+            np.bincount(cell[seen], mismatch(values, second, place, seen)[seen], CELLS**2) / np.maximum(count, 1)
+            for place in places
+        ]
+    )
+    least = errors.min(0)
+    noise = max(NOISE_MIN, float(np.median(least[count > 0]))) if count.any() else NOISE_MIN
+    explains = ((errors <= 1.25 * least + 0.3 * noise) & (count > 0)).reshape(-1, CELLS, CELLS)
+    border = np.pad(np.ones((CELLS - 2, CELLS - 2)), 1, constant_values=2)
+    votes = (explains * border).sum((1, 2))
+    for k in np.argsort(-votes, kind="stable"):
+        if k == 0 or spread(explains[k] & ~explains[0]):
+            return polished(found[k], here, there, max(shape)) if k else found[0]
+    return found[0]
+
+
+def spread(cells: Mask) -> bool:
+    """Whether cells [CELLS, CELLS] that move lie about the frame as a background does, rather than in one patch."""
+    top, bottom, left, right = cells[:2].any(), cells[-2:].any(), cells[:, :2].any(), cells[:, -2:].any()
+    share = cells.mean()
+    return bool(int(top) + int(bottom) + int(left) + int(right) >= 3 or share > 0.4 or (left and right and share > 0.15))
+
+
+def visible_length(vectors: Array, picture: Image) -> tuple[Array, Array]:
+    """Lengths of vectors [h, w, 2] as far as the texture of ``picture`` under them shows them; its squared gradient.
+
+    Along an edge a motion cannot be seen. With S the structure tensor, the length is ``sqrt(2 v'Sv / trace S)``: the
+    true one where gradients point every way, and on average over all directions of a motion.
+    """
+    gx = cv2.Sobel(picture, cv2.CV_32F, 1, 0, scale=1 / 8)[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    gy = cv2.Sobel(picture, cv2.CV_32F, 0, 1, scale=1 / 8)[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+    xx, yy, xy = (cv2.blur(product, (3, 3)) for product in (gx * gx, gy * gy, gx * gy))
+    x, y = vectors[..., 0], vectors[..., 1]
+    form = np.maximum(2 * (xx * x * x + yy * y * y + 2 * xy * x * y), 0)
+    return np.sqrt(form / (xx + yy + 4 * NOISE_MIN)), xx + yy
+
+
+def pair_speeds(pair: FramePair, config: MotionConfig = MotionConfig()) -> tuple[float, float]:
     """Speeds of background and foreground in one pair, frame diagonals per second."""
-    first, second = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (pair.first, pair.second))
-    flow = dense_flow(np.asarray(first), np.asarray(second))
-    h, w = flow.shape[:2]
-    ys, xs = np.mgrid[4:h:8, 4:w:8]
-    here = np.stack([xs, ys], -1).reshape(-1, 2).astype(np.float32)
-    there = here + flow[ys, xs].reshape(-1, 2)
-    transform, _ = cv2.findHomography(here, there, cv2.RANSAC, 1.0)
-    background = (cv2.perspectiveTransform(here[None], transform)[0] if transform is not None else here) - here
-    residual = np.hypot(*(there - here - background).T)
-    moving = residual > 0.5
-    scale = 1 / (np.hypot(h, w) * pair.gap_s)
-    foreground = float(residual[moving].mean()) if moving.mean() > 0.005 else 0.0
-    return float(np.hypot(*background.T).mean() * scale), foreground * float(scale)
+    first, second = (working_picture(image, config.working_side) for image in (pair.first, pair.second))
+    target = second.astype(np.float32)
+    sampled = (slice(STRIDE // 2, None, STRIDE),) * 2
+    flow, values = dense_flow(first, second)[sampled], first[sampled].astype(np.float32)
+    h, w = first.shape
+    grid = np.stack(np.meshgrid(*(np.arange(STRIDE // 2, n, STRIDE, dtype=np.float32) for n in (w, h))), -1)
+
+    matched = grid + flow
+    seen = within(matched, first.shape, 1)
+    error = cv2.blur(mismatch(values, target, matched, seen), (3, 3))
+    noise = max(NOISE_MIN, float(np.median(error[seen]))) if seen.any() else NOISE_MIN
+    texture = cv2.blur(values * values, (5, 5)) - cv2.blur(values, (5, 5)) ** 2
+    reliable = seen & (texture > 4 * noise) & (error < 0.5 * texture)
+    thin = (slice(FIT_STRIDE // 2, None, FIT_STRIDE),) * 2
+    points = reliable[thin]
+    transform = fit_background(grid[thin][points], matched[thin][points], values, grid, target)
+
+    predicted = transformed(grid, transform)
+    background = np.hypot(*np.moveaxis(predicted - grid, -1, 0))
+    still_seen = within(predicted, first.shape)
+    unpredicted = cv2.blur(mismatch(values, target, predicted, still_seen), (3, 3))
+    judged = cv2.erode((seen & still_seen).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    residual, gradient = visible_length(matched - predicted, first)
+    moving = judged & (unpredicted > error + 4 * noise + SLACK**2 * gradient) & (error < 0.5 * unpredicted)
+    weight = np.where(moving, np.clip(residual / (SLACK + SLACK_OF_SPEED * background) - 1, 0, 1), 0)
+    # Weighted by the residual itself: the limbs of a slow body count for more than the body, and no threshold decides.
+    mass = float((weight * residual).sum())
+    foreground = float((weight * residual**2).sum()) / mass if mass else 0.0
+    foreground *= min(1.0, float(weight.mean()) / SPECK)
+    camera = float(background.mean())
+    foreground *= float(np.clip(foreground / max(NEGLIGIBLE * camera, 1e-9) - 1, 0, 1))
+    per_second = 1 / (float(np.hypot(h, w)) * pair.gap_s)
+    return camera * per_second, foreground * per_second
+
+
+def clip_speeds(pairs: Sequence[FramePair], config: MotionConfig = MotionConfig()) -> tuple[float, float]:
+    """Speeds of background and foreground over a clip: means over its pairs, of five or more without the extremes."""
+    speeds = np.sort([pair_speeds(pair, config) for pair in pairs], axis=0)
+    background, foreground = (speeds[1:-1] if len(speeds) >= 5 else speeds).mean(0).tolist()
+    return background, foreground
 
 
 def score(clip: Clip, config: MotionConfig) -> Row:
     pairs = clip.pairs(config.pairs_max)
     if not pairs:
         return {"motion_bg": None, "motion_fg": None, "motion": None}
-    background, foreground = np.mean([pair_speeds(pair) for pair in pairs], axis=0).tolist()
+    background, foreground = clip_speeds(pairs, config)
     return {"motion_bg": background, "motion_fg": foreground, "motion": (background + foreground) / 2}
 
 

@@ -7,6 +7,7 @@ camera, tell.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,85 +15,104 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks import storage
-from tasks.crop import Box, around, content_box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
+from tasks.crop import Box, content_box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
 from tasks.frame_store import Image, shrink
-from tasks.step import Row, StepConfig, by_source, fields_of, frames_of, is_live, result_uri, side_by_side, step_task
-from tasks.step import with_columns
+from tasks.step import (
+    Row,
+    StepConfig,
+    by_source,
+    fields_of,
+    frames_of,
+    is_live,
+    result_uri,
+    side_by_side,
+    step_task,
+    with_columns,
+)
+from tasks.text import Edges
 
 VERSION = 1
 SIDE = 480  # longest side of the pictures in which overlays are sought
-GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moves
+GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moved
+MIN_VIEWS = 4  # fewer different views of a source cannot tell an overlay from the scene
+MAX_FOUND = 6  # more things that stay fixed are a scene that does
 
 
 class OverlayConfig(StepConfig):
-    samples: int = Field(16, ge=3, description="Most sampled frames of a source that are compared")
-    min_edge: float = Field(4.0, gt=0, description="Least mean gradient of a fixed edge, levels of luma a pixel")
-    min_share: float = Field(0.8, ge=0, le=1, description="Least share of the samples in which a fixed edge is seen")
+    samples: int = Field(16, ge=MIN_VIEWS, description="Most sampled frames of a source that are compared")
+    min_edge: float = Field(5.0, gt=0, description="Least mean gradient of a fixed edge, levels of luma a pixel")
+    min_share: float = Field(0.9, ge=0, le=1, description="Least share of the views in which a fixed edge is seen")
     max_area: float = Field(0.1, ge=0, le=1, description="Largest fraction of the frame that one overlay takes")
     margin: float = Field(0.25, ge=0, le=0.5, description="Overlays lie this near an edge, as a fraction of the frame")
     min_crop_area: float = Field(0.6, ge=0, le=1, description="A crop without overlays keeps this much of the picture")
 
 
-def gradient(image: Image) -> NDArray[np.float32]:
-    """The gradient of luma [H, W, 2], levels a pixel."""
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return np.stack([cv2.Sobel(luma, cv2.CV_32F, dx, 1 - dx, scale=0.25) for dx in (1, 0)], axis=-1)
+def cells(counts: NDArray[Any]) -> NDArray[np.float32]:
+    """Means over a GRID x GRID split of a picture."""
+    return cv2.resize(counts.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
 
 
-def fixed_edges(gradients: Sequence[NDArray[np.float32]], config: OverlayConfig) -> NDArray[np.bool_]:
-    """Where an edge is the same in nearly all pictures; the gradients are [H, W, 2], the result [H, W]."""
-    mean = np.mean(gradients, axis=0)
-    strength = np.einsum("hwc,hwc->hw", mean, mean)
-    like = np.zeros(strength.shape, np.float32)
-    for one in gradients:
-        difference = one - mean
-        like += np.einsum("hwc,hwc->hw", difference, difference) < strength / 4
-    return (strength > config.min_edge**2) & (like >= config.min_share * len(gradients))
+def moved(a: Edges, b: Edges) -> bool:
+    """Whether the picture moved as a whole: in most cells with edges, and in cells at the rim.
+
+    A subject that moves before a still camera leaves the rim as it was.
+    """
+    edged = cells(a.square > 8**2)
+    changed = (edged > 0.01) & (cells(a.same(b, 8)) < 0.4 * edged)
+    rim = np.ones_like(changed)
+    rim[1:-1, 1:-1] = False
+    return bool(changed.sum() >= 0.6 * (edged > 0.01).sum() and changed[rim].sum() >= 5)
 
 
-def moving_cells(gradients: Sequence[NDArray[np.float32]], fixed: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """For each cell of a GRID x GRID split the share of its edges that move; NaN where a cell has hardly any."""
-    energy = np.mean([np.abs(one).max(axis=-1) > 8 for one in gradients], axis=0)
-    moving = np.full((GRID, GRID), np.nan, np.float32)
-    height, width = fixed.shape
-    for row in range(GRID):
-        for column in range(GRID):
-            cell = np.s_[
-                row * height // GRID : (row + 1) * height // GRID, column * width // GRID : (column + 1) * width // GRID
-            ]
-            typical = float(energy[cell].sum())
-            if typical > 0.01 * energy[cell].size:
-                moving[row, column] = 1 - min(1.0, float(fixed[cell].sum()) / typical)
-    return moving
+def different_views(images: Sequence[Image], limit: int = 8) -> list[int]:
+    """Indices of pictures in each of which the whole scene has moved against all others of them."""
+    halves = [Edges.of(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)) for image in images]
+    views: list[int] = []
+    for index, edges in enumerate(halves):
+        if len(views) < limit and all(moved(edges, halves[view]) for view in views):
+            views.append(index)
+    return views
+
+
+def fixed_edges(edges: Sequence[Edges], config: OverlayConfig) -> NDArray[np.bool_]:
+    """Where an edge [H, W] is the same in nearly all of several views."""
+    x, y = np.mean([one.x for one in edges], axis=0), np.mean([one.y for one in edges], axis=0)
+    strength = x * x + y * y
+    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < strength / 4 for one in edges)
+    return (strength > config.min_edge**2) & (like >= config.min_share * len(edges))
+
+
+def roundness(edges: Edges, where: NDArray[np.bool_]) -> float:
+    """How evenly edges run in all directions: 0 for a straight line, as of a horizon, to 1.
+
+    The ratio of the eigenvalues of the structure tensor.
+    """
+    x, y = edges.x[where], edges.y[where]
+    low, high = np.linalg.eigvalsh(np.array([[x @ x, x @ y], [x @ y, y @ y]]))
+    return float(low / high) if high > 0 else 0.0
 
 
 def find_overlays(images: Sequence[Image], config: OverlayConfig) -> list[Box]:
-    """Watermarks and logos in pictures of one source: RGB [H, W, 3] of one size, over a longer time."""
-    if len(images) < 3:
+    """Watermarks and logos in pictures from all over one source: RGB [H, W, 3] of one size."""
+    views = different_views(images)
+    if len(views) < MIN_VIEWS:
         return []
     height, width = images[0].shape[:2]
     frame = Box(0, 0, width, height)
-    gradients = [gradient(image) for image in images]
-    fixed = fixed_edges(gradients, config)
-    moving = moving_cells(gradients, fixed)
-    rim = np.ones_like(moving, bool)
-    rim[1:-1, 1:-1] = False
-    rim_moving = moving[rim]
-    # A camera that moves, moves the rim of the picture, too; a subject alone does not.
-    if np.nansum(rim_moving > 0.7) < 0.4 * rim.sum():
-        return []
+    edges = [Edges.of(images[view]) for view in views]
+    fixed = fixed_edges(edges, config)
     mask = cv2.morphologyEx(fixed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 15), np.uint8))
+    inset_x, inset_y = round(width * config.margin), round(height * config.margin)
+    middle = padded(frame, -inset_x, -inset_y, frame)
     found = []
-    for x, y, w, h, _ in cv2.connectedComponentsWithStats(mask)[2][1:]:
-        box = Box(int(x), int(y), int(w), int(h))
+    for x, y, w, h, _ in cv2.connectedComponentsWithStats(mask)[2][1:].tolist():
+        box = Box(x, y, w, h)
         edge_pixels = int(fixed[y : y + h, x : x + w].sum())
-        if edge_pixels < 12 or min(w, h) < 4 or box.area > config.max_area * frame.area:
+        if edge_pixels < max(20, 0.04 * box.area) or min(w, h) < 5 or box.area > config.max_area * frame.area:
             continue
-        inset_x, inset_y = round(width * config.margin), round(height * config.margin)
-        if box.meet(padded(frame, -inset_x, -inset_y, frame)).area > box.area / 2:
-            continue
-        found.append(padded(box, 3, 3, frame))
-    return merged(found)
+        if box.meet(middle).area <= box.area / 2 and roundness(edges[0].inside(box), fixed[y : y + h, x : x + w]) > 0.2:
+            found.append(padded(box, 4 + w // 12, 4 + h // 12, frame))
+    return merged(found) if len(found) <= MAX_FOUND else []
 
 
 def crop_overlays(crop: Box, content: Box, overlays: Sequence[Box], min_area: float) -> Box:

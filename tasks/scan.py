@@ -7,7 +7,7 @@ not start at zero need no special case downstream.
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -25,7 +25,7 @@ from pydantic import Field
 from tasks import storage
 from tasks.frame_store import PAIR_GAP_S, SAMPLE_SIDE, FrameStoreWriter, Image, fit
 from tasks.schema import table as schema_table
-from tasks.shots import FrameTrack
+from tasks.shots import TRACK_SCHEMA, FrameTrack
 from tasks.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
 
 TRACK_SIDE = 256
@@ -84,22 +84,32 @@ class Picture:
 
 
 def frames_in_time(container: Any, stream: Any) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames with their presentation times in seconds, strictly increasing."""
+    """Decoded frames with their presentation times in seconds, strictly increasing.
+
+    A packet that cannot be decoded is passed over, as players do; whether too much is missing, ``check_whole`` says.
+    """
     last = -np.inf
     step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-    for frame in container.decode(stream):
-        time_s = frame.time if frame.time is not None else max(last, -step) + step
-        if time_s > last:
-            last = time_s
-            yield time_s, frame
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            continue
+        for frame in frames:
+            time_s = frame.time if frame.time is not None else max(last, -step) + step
+            if time_s > last:
+                last = time_s
+                yield time_s, frame
 
 
 def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, config: ScanConfig, folder: str) -> Row:
     """Write the frame store and the shot track of one source; return what is known of it."""
     with ExitStack() as stack:
-        store = FrameStoreWriter(stack.enter_context(storage.writing(storage.join(folder, "samples.parquet"))))
+        store_file = stack.enter_context(storage.writing(storage.join(folder, "samples.parquet")))
         track_file = stack.enter_context(storage.writing(storage.join(folder, "track.parquet")))
-        track, track_writer = FrameTrack(), None
+        store = stack.enter_context(closing(FrameStoreWriter(store_file)))
+        tracks = stack.enter_context(pq.ParquetWriter(track_file, TRACK_SCHEMA, compression="zstd"))
+        track = FrameTrack()
         picture = geometry = None
         first_s = last_s = next_sample_s = 0.0
         waiting: tuple[float, Image] | None = None
@@ -117,19 +127,14 @@ def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, config: S
                 next_sample_s += (1 + int((time_s - next_sample_s) * config.samples_per_s)) / config.samples_per_s
             track.add(time_s, picture.track(frame))
             if (block := track.take_block()) is not None:
-                track_writer = track_writer or pq.ParquetWriter(track_file, block.schema, compression="zstd")
-                track_writer.write_table(block)
+                tracks.write_table(block)
             last_s = time_s
             count += 1
         if geometry is None:
             raise BadSource("no video frame could be decoded")
         if waiting:
             store.add(*waiting, None, None)
-        store.close()
-        rest = track.flush()
-        track_writer = track_writer or pq.ParquetWriter(track_file, rest.schema, compression="zstd")
-        track_writer.write_table(rest)
-        track_writer.close()
+        tracks.write_table(track.flush())
         fps = (count - 1) / (last_s - first_s) if count > 1 else 0.0
         end_s = last_s + (1 / fps if fps else float(1 / stream.average_rate) if stream.average_rate else 0.0)
         width, height = geometry.displayed

@@ -4,7 +4,7 @@ Recording and deciding are apart, so that a threshold can change without decodin
 
     time_s       float64     presentation time
     content_val  float32     PySceneDetect's content value: mean HSV distance to the frame before, 0 to 255
-    thumbnail    binary 864  24x24 luma, then 12x12 Cb and 12x12 Cr, bytes; squeezed square, whatever the shape
+    thumbnail    binary 432  the picture squeezed to 12x12: luma, Cb, Cr, a byte each
 
 Method of the report's section 3.1: PySceneDetect's score for cuts, and a temporal pattern of the thumbnails for
 gradual transitions.
@@ -12,25 +12,24 @@ gradual transitions.
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
-LUMA_SIDE = 24
-CHROMA_SIDE = 12
-THUMBNAIL_BYTES = LUMA_SIDE**2 + 2 * CHROMA_SIDE**2
+from tasks.transitions import SIDE, ShotConfig, Transition, find_cuts, find_gradual
+
 FRAMES_PER_BLOCK = 4096
+OVERLAP = 512  # more than any transition with what is around it, at 60 frames a second
+MAX_FPS = 36.0  # of what gradual transitions are looked for in
 
 TRACK_SCHEMA = pa.schema(
-    [("time_s", pa.float64()), ("content_val", pa.float32()), ("thumbnail", pa.binary(THUMBNAIL_BYTES))]
+    [("time_s", pa.float64()), ("content_val", pa.float32()), ("thumbnail", pa.binary(3 * SIDE * SIDE))]
 )
 
 
@@ -68,34 +67,15 @@ def _halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> bytes:
-    small = cv2.resize(image, (LUMA_SIDE, LUMA_SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     luma, red, blue = cv2.split(cv2.cvtColor(small, cv2.COLOR_RGB2YCrCb))
-    chroma = (cv2.resize(c, (CHROMA_SIDE, CHROMA_SIDE), interpolation=cv2.INTER_AREA) for c in (blue, red))
-    return b"".join(plane.tobytes() for plane in (luma, *chroma))
-
-
-class ShotConfig(BaseModel):
-    """What counts as a transition between shots."""
-
-    model_config = ConfigDict(frozen=True)
-
-    cut_ratio: float = Field(3.0, description="a cut's content value, against the mean of two frames either side")
-    cut_content: float = Field(15.0, description="least content value of a cut, 0 to 255")
+    return luma.tobytes() + blue.tobytes() + red.tobytes()
 
 
 @dataclass(frozen=True)
 class Shot:
     """A stretch of a source between two transitions; ``end_s`` is the time of the first frame after it."""
 
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True)
-class Transition:
-    """Frames with ``start_s <= time < end_s`` belong to no shot; a cut has none: both are its first new frame."""
-
-    kind: Literal["cut", "dissolve", "fade", "wipe"]
     start_s: float
     end_s: float
 
@@ -109,19 +89,75 @@ def detect_transitions(
     track: Iterable[pa.RecordBatch] | pa.Table, config: ShotConfig
 ) -> tuple[list[Shot], list[Transition]]:
     """The shots of a source and the transitions between them, in order."""
-    table = track if isinstance(track, pa.Table) else pa.Table.from_batches(track, schema=TRACK_SCHEMA)
-    times = table["time_s"].to_numpy()
-    score = table["content_val"].to_numpy()
-    if not len(times):
+    spans: list[tuple[str, int, int]] = []  # kind, first frame of it, first frame after it
+    times = np.empty(0)
+    seen = 0
+    for first, block_times, content, pictures in _blocks(track):
+        times = np.concatenate([times, block_times[seen - first :]])
+        seen = len(times)
+        spans += [(kind, a + first, b + first) for kind, a, b in _spans(block_times, content, pictures, config)]
+    if not seen:
         return [], []
-    padded = np.pad(score, 2)
-    around = (padded[:-4] + padded[1:-3] + padded[3:-1] + padded[4:]) / 4
-    cuts = np.flatnonzero((score >= config.cut_content) & (score >= config.cut_ratio * around))
-    transitions = [Transition("cut", float(times[i]), float(times[i])) for i in cuts]
-    interval = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
+    interval = float(np.median(np.diff(times))) if seen > 1 else 0.0
+    after = np.append(times, times[-1] + interval)
+    transitions = [Transition(kind, float(times[a]), float(after[b])) for kind, a, b in _merged(spans)]
     starts = [float(times[0])] + [t.end_s for t in transitions]
-    ends = [t.start_s for t in transitions] + [float(times[-1]) + interval]
+    ends = [t.start_s for t in transitions] + [float(after[-1])]
     return [Shot(a, b) for a, b in zip(starts, ends, strict=True) if b > a], transitions
+
+
+def _blocks(
+    track: Iterable[pa.RecordBatch] | pa.Table,
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]]:
+    """Overlapping stretches of the track: index of the first frame, times, content values, pictures [T, 3, 12, 12]."""
+    batches = track.to_batches() if isinstance(track, pa.Table) else track
+    first, waiting = 0, TRACK_SCHEMA.empty_table()
+    for batch in batches:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+        while len(waiting) >= FRAMES_PER_BLOCK + OVERLAP:
+            yield first, *_arrays(waiting[: FRAMES_PER_BLOCK + OVERLAP])
+            waiting, first = waiting[FRAMES_PER_BLOCK:], first + FRAMES_PER_BLOCK
+    if len(waiting):
+        yield first, *_arrays(waiting)
+
+
+def _arrays(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8)
+    pictures = thumbnails.reshape(len(table), 3, SIDE, SIDE).astype(np.float32)
+    return table["time_s"].to_numpy(), table["content_val"].to_numpy(), pictures
+
+
+def _spans(
+    times: NDArray[np.float64], content: NDArray[np.float32], pictures: NDArray[np.float32], config: ShotConfig
+) -> list[tuple[str, int, int]]:
+    """The transitions of one block: kind, first frame of it, first frame after it."""
+    fps = 1 / max(float(np.median(np.diff(times))), 1e-3) if len(times) > 1 else 25.0
+    cuts = find_cuts(content, pictures, fps, config)
+    kept = _thinned(times, set(cuts))
+    gradual = find_gradual(pictures[kept], np.searchsorted(kept, cuts).tolist(), config)
+    return [("cut", i, i) for i in cuts] + [(s.kind, int(kept[s.before]) + 1, int(kept[s.after])) for s in gradual]
+
+
+def _thinned(times: NDArray[np.float64], needed: set[int]) -> NDArray[np.intp]:
+    """Indices of frames at no more than MAX_FPS, and those that are needed."""
+    kept, last = [], -np.inf
+    for i, time in enumerate(times.tolist()):
+        if time - last >= 1 / MAX_FPS or i in needed:
+            kept.append(i)
+            last = time
+    return np.array(kept)
+
+
+def _merged(spans: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """In order, with those that two blocks saw, or that touch, as one; a cut inside a gradual transition goes."""
+    merged: list[tuple[str, int, int]] = []
+    for kind, a, b in sorted(spans, key=lambda s: (s[1], -s[2])):
+        if merged and a <= merged[-1][2]:
+            last, start, end = merged[-1]
+            merged[-1] = last if last != "cut" else kind, start, max(end, b)
+        else:
+            merged.append((kind, a, b))
+    return merged
 
 
 def split_shot(shot: Shot, min_s: float = 3.0, max_s: float = 6.0) -> list[tuple[float, float]]:

@@ -1,5 +1,6 @@
 """Where curation starts: find the sources, group them into shards, and check first that the run can succeed."""
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -45,8 +46,9 @@ def find_sources(source: str) -> list[Source]:
     fs, path = url_to_fs(source)
     if not fs.exists(path):
         raise PreflightError(f"source {source!r} does not exist")
-    found = fs.find(path, detail=True)
     local = isinstance(fs, LocalFileSystem)
+    path = os.path.normpath(path) if local else path
+    found = fs.find(path, detail=True)
     sources: list[Source] = []
     for name, info in sorted(found.items()):
         below = name[len(path) :] or name.rsplit("/", 1)[-1]
@@ -83,10 +85,14 @@ def shards_of(sources: list[Source], about: int) -> Iterator[list[Source]]:
 
 def write_shards(sources: list[Source], root: str, about: int) -> list[str]:
     """Write the list of each shard's sources; returns their URIs. A shard is called after its first source."""
-    tables = []
+    tables: list[str] = []
+    names: set[str] = set()
     for shard in shards_of(sources, about):
         stem = str(shard[0]["source_uri"]).rsplit("/", 1)[-1].rsplit(".", 1)[0]
         name = re.sub(r"\W+", "_", stem)[:24] + (f"_and_{len(shard) - 1}" if len(shard) > 1 else "")
+        if name in names:
+            name += f"_{key_of(shard[0]['source_uri'])[:6]}"
+        names.add(name)
         uri = storage.join(root, "steps", "sources", f"{name}-{key_of(shard)}.parquet")
         if not storage.exists(uri):
             storage.write_table(pa.Table.from_pylist(shard), uri)

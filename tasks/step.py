@@ -116,8 +116,16 @@ def by_source(rows: Sequence[Row]) -> list[list[Row]]:
 
 @contextmanager
 def frames_of(table: str, row: Row) -> Iterator[FrameStore]:
-    """The frame store of a row's source. ``frames_uri`` is relative to OUT, so that OUT can be moved."""
-    with open_frames(storage.join(root_of(table), row["frames_uri"], "samples.parquet")) as store:
+    """The frame store of a row's source. ``frames_uri`` is relative to OUT, so that OUT can be moved.
+
+    FileNotFoundError where it was deleted, with what brings it back: that is no error of the clip.
+    """
+    root = root_of(table)
+    uri = storage.join(root, row["frames_uri"], "samples.parquet")
+    if not storage.exists(uri):
+        remedy = f"to decode the sources again, remove {storage.join(root, 'steps', 'scan')} and {uri.rsplit('/', 1)[0]}"
+        raise FileNotFoundError(f"frame store {uri} is gone; {remedy}")
+    with open_frames(uri) as store:
         yield store
 
 

@@ -13,10 +13,9 @@ at every sample, but at what may be new text in it:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -26,37 +25,37 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.crop import Box, content_box, covered, largest_rectangle, merged, padded, scaled
-from tasks.frame_store import Image, shrink
+from tasks.frame_store import Image
 from tasks.step import Clip, Row, StepConfig, score_clips, step_task
 
 VERSION = 1
 MODEL = Path(rapidocr.__file__).parent / "models" / "PP-OCRv6_det_small.onnx"
+Plane = NDArray[np.float32]
 STRIDE = 32  # the network takes sides that are multiples of this
 
 
 class TextConfig(StepConfig):
-    samples: int = Field(16, ge=1, description="Most sampled frames of a clip that are searched for text")
-    detection_side: int = Field(320, ge=64, description="Longest side of a frame as the detector sees it, pixels")
-    min_score: float = Field(0.6, ge=0, le=1, description="Least mean probability of a text box")
-    max_regions: float = Field(1.5, gt=0, description="Most frame areas a clip that the detector sees of new edges")
+    samples: int = Field(20, ge=1, description="Most sampled frames of a clip that are searched for text")
+    look_side: int = Field(256, ge=64, description="Longest side of a whole frame as the detector sees it, pixels")
+    region_pixels: int = Field(60_000, gt=0, description="Most pixels a clip in which the detector seeks lasting text")
+    min_score: float = Field(0.5, ge=0, le=1, description="Least mean probability of a text box")
+    max_height: float = Field(0.25, gt=0, le=1, description="Largest height of a line of text, in frame heights")
     min_crop_area: float = Field(0.75, ge=0, le=1, description="A crop without the text keeps at least this fraction")
 
 
 @dataclass(frozen=True)
-class Line:
-    """Text found in sample number ``sample``; the box is in pixels of the picture the detector saw."""
+class Region:
+    """A part of sample number ``sample``; its box is in pixels of the samples."""
 
     sample: int
     box: Box
-    score: float
 
 
 @dataclass(frozen=True)
-class Region:
-    """A part of sample number ``sample`` in which text may begin, in pixels of the picture the detector sees."""
+class Line(Region):
+    """Text found in a sample; ``score`` is its mean probability."""
 
-    sample: int
-    box: Box
+    score: float
 
 
 @cache
@@ -96,145 +95,209 @@ def detect(image: Image, min_score: float) -> list[tuple[Box, float]]:
 
 
 EDGE = 24.0  # least step of luma over a pixel, as Sobel / 4, of what counts as an edge
+CUE = 0.5  # edges are sought at this fraction of the samples' size
+PASSING_SCORE = 0.6  # text that is not known to stand still has to look more like text
+NEAR_S = 1.1  # text within this of a clip's ends may reach into it between two samples
+GAP = 12  # pixels between regions that are packed into one picture
 
 
-def edges(image: Image) -> NDArray[np.float32]:
-    """The gradient of luma [H, W, 2], in levels a pixel."""
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return np.stack([cv2.Sobel(luma, cv2.CV_32F, dx, 1 - dx, scale=0.25) for dx in (1, 0)], axis=-1)
+@dataclass(frozen=True)
+class Edges:
+    """The gradient of luma of a picture, levels a pixel, and its square: float32 [H, W] each."""
+
+    x: Plane
+    y: Plane
+    square: Plane
+
+    @classmethod
+    def of(cls, image: Image) -> "Edges":
+        luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        x, y = (cv2.Sobel(luma, cv2.CV_32F, dx, 1 - dx, scale=0.25) for dx in (1, 0))
+        return cls(x, y, x * x + y * y)
+
+    def inside(self, box: Box) -> "Edges":
+        cut = np.s_[box.y : box.y + box.h, box.x : box.x + box.w]
+        return Edges(self.x[cut], self.y[cut], self.square[cut])
+
+    def same(self, other: "Edges", least: float = EDGE) -> NDArray[np.bool_]:
+        """Where both have one edge: of at least ``least`` in both, and differing by less than half of it."""
+        x, y = self.x - other.x, self.y - other.y
+        weaker = np.minimum(self.square, other.square)
+        return (weaker > least**2) & (x * x + y * y < weaker / 4)
 
 
-def same(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where two gradients [H, W, 2] are one edge: strong in both, and differing by less than half of it."""
-    strong = np.minimum((a * a).sum(-1), (b * b).sum(-1))
-    difference = a - b
-    return (strong > EDGE**2) & ((difference * difference).sum(-1) < strong / 4)
+def new_regions(edges: Sequence[Edges]) -> list[Region]:
+    """Where samples may show text that the ones before did not, the most densely edged first, in pixels of the edges.
 
-
-def new_regions(gradients: Sequence[NDArray[np.float32]]) -> list[Region]:
-    """Where samples may show text that the ones before did not, the densest first.
-
-    ``gradients`` are those of consecutive samples, [H, W, 2] each.
+    Edges that begin at a sample and last to the next, where they are dense, in lines rather than columns.
     """
     regions: list[tuple[float, Region]] = []
-    last = None
-    for sample in range(len(gradients) - 1):
-        lasting = same(gradients[sample], gradients[sample + 1])
-        new = lasting.astype(np.uint8)
-        if last is not None:
-            new[cv2.dilate(last, np.ones((3, 3), np.uint8)) > 0] = 0
-            new[same(gradients[0], gradients[sample])] = 0
-        last = lasting.astype(np.uint8)
+    before = np.zeros(edges[0].x.shape, np.uint8)
+    for sample in range(len(edges) - 1):
+        lasting = edges[sample].same(edges[sample + 1])
+        new = lasting & (cv2.dilate(before, np.ones((3, 3), np.uint8)) == 0)
+        if sample:
+            new &= ~edges[0].same(edges[sample])
+        before = lasting.astype(np.uint8)
         density = cv2.boxFilter(new.astype(np.float32), -1, (21, 7), borderType=cv2.BORDER_CONSTANT)
-        dense = cv2.dilate((density > 0.12).astype(np.uint8), np.ones((9, 25), np.uint8))
+        dense = cv2.dilate((density > 0.12).astype(np.uint8), np.ones((7, 21), np.uint8))
         height, width = dense.shape
-        for x, y, w, h, _ in cv2.connectedComponentsWithStats(dense)[2][1:]:
-            box = padded(Box(int(x), int(y), int(w), int(h)), 6, 4, Box(0, 0, width, height))
+        for x, y, w, h, _ in cv2.connectedComponentsWithStats(dense)[2][1:].tolist():
+            box = padded(Box(x, y, w, h), 4, 3, Box(0, 0, width, height))
             regions.append((float(density[y : y + h, x : x + w].max()), Region(sample, box)))
     return [region for _, region in sorted(regions, key=lambda item: -item[0])]
 
 
-def pack(regions: Sequence[Region], width: int) -> tuple[list[Box], int]:
-    """Places for the regions on a canvas ``width`` pixels wide, row by row; also the height of the canvas."""
-    places: dict[int, Box] = {}
+def pack(sizes: Sequence[tuple[int, int]], width: int) -> tuple[list[tuple[int, int]], int]:
+    """Places (x, y) for pictures of ``sizes`` (w, h) on a canvas ``width`` wide, in rows; also the canvas's height."""
+    places: dict[int, tuple[int, int]] = {}
     x = y = row_height = 0
-    for index in sorted(range(len(regions)), key=lambda index: -regions[index].box.h):
-        box = regions[index].box
-        if x + box.w > width:
-            x, y, row_height = 0, y + row_height, 0
-        places[index] = Box(x, y, box.w, box.h)
-        x, row_height = x + box.w, max(row_height, box.h)
-    return [places[index] for index in range(len(regions))], y + row_height
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index][1]):
+        w, h = sizes[index]
+        if x + w > width:
+            x, y, row_height = 0, y + row_height + GAP, 0
+        places[index] = x, y
+        x, row_height = x + w + GAP, max(row_height, h)
+    return [places[index] for index in range(len(sizes))], y + row_height
 
 
-def look_at(images: Sequence[Image], regions: Sequence[Region], min_score: float) -> list[Line]:
-    """Text in the regions of the pictures (one size), by one run of the detector over all of them."""
+def look_at(images: Sequence[Image], regions: Sequence[Region], scale: float, min_score: float) -> list[Line]:
+    """Text in the regions of the pictures (one size), scaled, by one run of the detector over all of them."""
     if not regions:
         return []
-    width = images[0].shape[1]
-    places, height = pack(regions, width)
-    canvas = np.full((math.ceil(height / STRIDE) * STRIDE, math.ceil(width / STRIDE) * STRIDE, 3), 127, np.uint8)
-    for region, place in zip(regions, places, strict=True):
+    parts = []
+    for region in regions:
         box = region.box
-        canvas[place.y : place.y + place.h, place.x : place.x + place.w] = images[region.sample][
-            box.y : box.y + box.h, box.x : box.x + box.w
-        ]
+        part = images[region.sample][box.y : box.y + box.h, box.x : box.x + box.w]
+        size = max(1, round(box.w * scale)), max(1, round(box.h * scale))
+        parts.append(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
+    sizes = [(part.shape[1], part.shape[0]) for part in parts]
+    width = max(round(images[0].shape[1] * scale), max(w for w, _ in sizes))
+    places, height = pack(sizes, width)
+    canvas = np.full((math.ceil(height / STRIDE) * STRIDE, math.ceil(width / STRIDE) * STRIDE, 3), 127, np.uint8)
+    for part, (x, y) in zip(parts, places, strict=True):
+        canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
     lines = []
     for found, score in detect(canvas, min_score):
-        for region, place in zip(regions, places, strict=True):
-            part = found.meet(place)
-            if part.area > found.area / 4 and min(part.w, part.h) >= 4:
-                moved = Box(part.x - place.x + region.box.x, part.y - place.y + region.box.y, part.w, part.h)
+        for region, (x, y), (w, h) in zip(regions, places, sizes, strict=True):
+            part_box = found.meet(Box(x, y, w, h))
+            if part_box.area > found.area / 4 and min(part_box.w, part_box.h) >= 4:
+                back = scaled(Box(part_box.x - x, part_box.y - y, part_box.w, part_box.h), 1 / scale, 1 / scale)
+                moved = Box(back.x + region.box.x, back.y + region.box.y, back.w, back.h).meet(region.box)
                 lines.append(Line(region.sample, moved, score))
     return lines
 
 
 def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], NDArray[np.bool_]]:
-    """Text in consecutive samples of a clip (RGB, one size, as small as the detector is to see them).
+    """Text in consecutive samples of a clip: RGB, one size.
 
-    Returns the lines and where they are to be seen: bool [lines, samples].
+    Returns the lines and in which samples each is to be seen: bool [lines, samples].
     """
-    gradients = [edges(image) for image in images]
     height, width = images[0].shape[:2]
-    whole = len(images) // 2
-    regions, left = [], config.max_regions * height * width
-    for region in new_regions(gradients):
-        if region.box.area <= left:
-            regions.append(region)
-            left -= region.box.area
-    lines = look_at(images, regions, config.min_score)
-    lines += look_at(images, [Region(whole, Box(0, 0, width, height))], config.min_score)
-    seen = np.zeros((len(lines), len(images)), np.bool_)
-    for line, row in zip(lines, seen, strict=True):
-        box = line.box
-        cut = np.s_[box.y : box.y + box.h, box.x : box.x + box.w]
-        own = gradients[line.sample][cut]
-        strength = max(float((own * own).sum()), 1.0)
-        for sample, gradient in enumerate(gradients):
-            difference = gradient[cut] - own
-            row[sample] = float((difference * difference).sum()) < 0.5 * strength
-    return lines, seen
+    frame = Box(0, 0, width, height)
+    edges = [Edges.of(cv2.resize(image, None, fx=CUE, fy=CUE, interpolation=cv2.INTER_AREA)) for image in images]
+    regions = [Region(region.sample, scaled(region.box, 1 / CUE, 1 / CUE).meet(frame)) for region in new_regions(edges)]
+    whole = Region(len(images) // 2, frame)
+    look_scale = min(1.0, config.look_side / max(width, height))
+    # What a still camera sees is all lasting: then the first sample is looked at nearly whole, and finer.
+    still = len(edges) > 1 and edges[0].same(edges[1]).sum() > 0.5 * (edges[0].square > EDGE**2).sum()
+    least = look_scale**2
+    budget = config.region_pixels + (frame.area * least if still else 0)
+    chosen, area = [], 0
+    for region in regions:
+        if (area + region.box.area) * least <= budget:
+            chosen.append(region)
+            area += region.box.area
+    lines = look_at(images, chosen, min(1.0, math.sqrt(budget / max(area, 1))), config.min_score)
+    seen = [[_is_seen(line, edges, sample) for sample in range(len(edges))] for line in lines]
+    # Edges of a moving texture may coincide, and look like text; but then they do not last.
+    lines = [line for line, row in zip(lines, seen, strict=True) if sum(row) > 1 or len(row) == 1]
+    if not still:
+        lines += look_at(images, [whole], look_scale, max(config.min_score, PASSING_SCORE))
+    lines = [line for line in lines if line.box.h <= config.max_height * height]
+    return lines, np.array([[_is_seen(line, edges, s) for s in range(len(edges))] for line in lines], np.bool_)
+
+
+def _is_seen(line: Line, edges: Sequence[Edges], sample: int) -> bool:
+    """Whether most edges of a line are in that sample, too."""
+    box = scaled(line.box, CUE, CUE)
+    own = edges[line.sample].inside(box)
+    return sample == line.sample or own.same(edges[sample].inside(box)).sum() > 0.5 * (own.square > EDGE**2).sum()
 
 
 def measure(lines: Sequence[Line], seen: NDArray[np.bool_], frame: Box) -> tuple[float, float]:
-    """``text_area`` and ``text_static`` of lines whose boxes are in the pixels of ``frame``."""
-    areas = [covered([line.box for line, there in zip(lines, seen[:, s], strict=True) if there], frame) for s in
-             range(seen.shape[1])]  # fmt: skip
-    area = float(np.mean(areas)) if areas else 0.0
+    """``text_area`` and ``text_static`` inside ``frame``."""
+    if not lines:
+        return 0.0, 0.0
+    there = [[line.box for line, now in zip(lines, column, strict=True) if now] for column in seen.T]
+    area = float(np.mean([covered(boxes, frame) for boxes in there]))
     still = [line.box for line, row in zip(lines, seen, strict=True) if row.mean() >= 0.9]
     return area, min(1.0, covered(still, frame) / area) if area else 0.0
 
 
-def crop_text(crop: Box, picture: Box, boxes: Sequence[Box], min_area: float) -> Box:
-    """``crop`` without the text, if that keeps ``min_area`` of ``picture``, the crop without black borders."""
-    if not any(box.meet(crop).area for box in boxes):
-        return crop
-    rest = largest_rectangle(picture, boxes)
-    return rest if rest.area >= min_area * picture.area else crop
+def crop_text(crop: Box, picture: Box, lasting: Sequence[Box], passing: Sequence[Box], min_area: float) -> Box:
+    """``crop`` without as much of the text as can go while ``min_area`` of ``picture`` stays.
+
+    ``picture`` is the crop without black borders. Text that lasts goes first, then what passes with the scene; what
+    cannot go is for the verdict to judge.
+    """
+    avoided: list[Box] = []
+    rest = crop
+    for box in [*sorted(lasting, key=lambda box: -box.area), *sorted(passing, key=lambda box: -box.area)]:
+        if box.meet(rest).area:
+            smaller = largest_rectangle(picture, [*avoided, box])
+            if smaller.area < min_area * picture.area:
+                continue
+            rest = smaller
+        avoided.append(box)
+    return rest
+
+
+def near_frames(clip: Clip, limit: int) -> list[Image]:
+    """The samples of a clip and, where they belong to the same shot, the two before and after."""
+    start_s, end_s = clip.span
+    images = [frame.image for frame in clip.store.frames(start_s, end_s, limit)]
+    if not clip.row["duration_s"]:
+        return images
+    before = [frame.image for frame in clip.store.frames(start_s - NEAR_S, start_s)]
+    after = [frame.image for frame in clip.store.frames(end_s, end_s + NEAR_S)]
+    for image in reversed(before):
+        if not _alike(image, images[0]):
+            break
+        images.insert(0, image)
+    for image in after:
+        if not _alike(image, images[-1]):
+            break
+        images.append(image)
+    return images
+
+
+def _alike(a: Image, b: Image) -> bool:
+    """Whether two pictures may be of one shot."""
+    a, b = (cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA) for image in (a, b))
+    return float(cv2.absdiff(a, b).mean()) < 16
 
 
 def score(clip: Clip, config: TextConfig) -> Row:
     """The text columns of a clip, and its crop."""
-    start_s, end_s = clip.span
-    images = [frame.image for frame in clip.store.frames(start_s, end_s, config.samples)]
+    images = near_frames(clip, config.samples)
     width, height = clip.row["width"], clip.row["height"]
     frame = Box(0, 0, width, height)
-    small = [shrink(image, config.detection_side) for image in images]
-    lines, seen = find_text(small, config)
-    x_scale, y_scale = width / small[0].shape[1], height / small[0].shape[0]
-    lines = [Line(line.sample, scaled(line.box, x_scale, y_scale), line.score) for line in lines]
+    x_scale, y_scale = width / images[0].shape[1], height / images[0].shape[0]
+    found, seen = find_text(images, config)
+    lines = [Line(line.sample, scaled(line.box, x_scale, y_scale).meet(frame), line.score) for line in found]
+    # The detector saw the text small, and other lines of the same subtitles may be a little higher or longer.
+    margins = [padded(line.box, round(0.6 * line.box.h), round(0.35 * line.box.h), frame) for line in lines]
+    lasting = [box for box, row in zip(margins, seen, strict=True) if row.sum() > 1 or len(row) == 1]
+    passing = [box for box, row in zip(margins, seen, strict=True) if row.sum() == 1 < len(row)]
+    picture = scaled(content_box(images), x_scale, y_scale).meet(clip.crop)
+    crop = crop_text(clip.crop, picture, lasting, passing, config.min_crop_area)
     area, static = measure(lines, seen, frame)
-    margins = [padded(line.box, round(0.5 * line.box.h), round(0.3 * line.box.h), frame) for line in lines]
-    content = content_box(images)
-    picture = scaled(content, width / images[0].shape[1], height / images[0].shape[0]).meet(clip.crop)
-    crop = crop_text(clip.crop, picture, margins, config.min_crop_area)
-    inside = [Line(line.sample, line.box.meet(crop), line.score) for line in lines]
-    kept = measure(inside, seen, frame)[0] * frame.area / crop.area
     return {
         "text_area": area,
-        "text_area_kept": kept,
+        "text_area_kept": measure(lines, seen, crop)[0],
         "text_static": static,
-        "text_boxes": [box.__dict__ for box in merged([line.box for line in lines])],
+        "text_boxes": [asdict(box) for box in merged([line.box for line in lines])],
         "crop_x": crop.x,
         "crop_y": crop.y,
         "crop_w": crop.w,
