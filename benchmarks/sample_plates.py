@@ -198,9 +198,9 @@ def dahlias(*hues: int) -> list[Sprite]:
 
 def garden(rng: Rng, width: int, height: int) -> Frame:
     """Blossoms in a dark thicket."""
-    plate = (leaves(rng, width, height) * 0.6).astype(np.uint8)
+    plate = (leaves(rng, width, height) * 0.8).astype(np.uint8)
     hues = [[165, 150, 0], [0, 10], [140, 120]][rng.integers(3)]
-    scattered(plate, rng, dahlias(*hues), width * height // 14000, (0.05, 1.25), (0.15, 0.6))
+    scattered(plate, rng, dahlias(*hues), width * height // 20000, (0.1, 1.3), (0.3, 0.9))
     return plate
 
 

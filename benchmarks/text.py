@@ -3,7 +3,7 @@
     python -m benchmarks.text [--media ../shared/media] [--variants 3] [--ocr] [--seed 0]
 
 Subtitles of many sizes, places and styles, changing every 1 to 3 s, and semi-opaque geometric marks in the corners
-are drawn onto footage that has neither; the files are encoded, scanned, cut and scored like any others. ``--ocr``
+are drawn onto footage that has neither; the files are encoded, scanned and scored like any others. ``--ocr``
 reads the crops of the results with the whole RapidOCR at full resolution, every fifth frame, which takes minutes.
 """
 
@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.sample_library import scenes
 from tasks.crop import Box, covered, crop_of, cut_out
-from tasks.cut import CutConfig, clips_of
+from tasks.cut import clip_row
 from tasks.frame_store import open_frames
 from tasks.overlays import OverlayConfig, score_source
 from tasks.scan import ScanConfig, scan_source
@@ -40,9 +40,9 @@ MOVING = ("ft_hiker.mp4", "fv_motorcycle.mp4", "dj_video5.mp4", "psd_testvideo.m
 SECONDS = 6.0
 FONTS = ("", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansCondensed-Bold.ttf")
 WORDS = {
-    "latin": "we should leave before the rain begins nobody has lived here since that war".split(),
-    "greek": "πρέπει να φύγουμε πριν αρχίσει η βροχή κανείς δεν έζησε εδώ".split(),
-    "cyrillic": "нам пора уходить пока не начался дождь здесь никто давно не живёт".split(),
+    "latin": "we should leave before the rain begins nobody has lived here since that war",
+    "greek": "πρέπει να φύγουμε πριν αρχίσει η βροχή κανείς δεν έζησε εδώ",  # noqa: RUF001
+    "cyrillic": "нам пора уходить пока не начался дождь здесь никто давно не живёт",
 }
 
 
@@ -63,6 +63,7 @@ def subtitles(rng: np.random.Generator, width: int, height: int) -> tuple[str, l
     name = str(rng.choice(names))
     font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
     script = str(rng.choice(list(WORDS))) if name else "latin"
+    words = WORDS[script].split()
     style = str(rng.choice(["outline", "yellow", "box"]))
     place = str(rng.choice(["bottom", "bottom", "top"]))
     most_lines = int(rng.integers(1, 3))
@@ -72,10 +73,8 @@ def subtitles(rng: np.random.Generator, width: int, height: int) -> tuple[str, l
         end = min(SECONDS, now + float(rng.uniform(1, 3)))
         lines = []
         for _ in range(int(rng.integers(1, most_lines + 1))):
-            line = str(rng.choice(WORDS[script]))
-            while (
-                len(line) < 40 and font.getlength(f"{line} {(word := str(rng.choice(WORDS[script])))}") < 0.85 * width
-            ):
+            line = str(rng.choice(words))
+            while len(line) < 40 and font.getlength(f"{line} {(word := str(rng.choice(words)))}") < 0.85 * width:
                 line += f" {word}"
                 if rng.random() < 0.15:
                     break
@@ -84,7 +83,9 @@ def subtitles(rng: np.random.Generator, width: int, height: int) -> tuple[str, l
         draw = ImageDraw.Draw(ink)
         text = "\n".join(lines)
         stroke = 0 if style == "box" else max(1, size // 14)
-        bounds = draw.multiline_textbbox((0, 0), text, font=font, align="center", stroke_width=stroke)
+        bounds = [
+            round(v) for v in draw.multiline_textbbox((0, 0), text, font=font, align="center", stroke_width=stroke)
+        ]
         x = (width - bounds[2] + bounds[0]) / 2
         y = margin if place == "top" else height - margin - (bounds[3] - bounds[1])
         if style == "box":
@@ -174,10 +175,10 @@ def encode(path: Path, frames: Iterator[tuple[float, Frame]], draw: Draw) -> Non
 
 
 def scored(path: Path, folder: Path) -> list[Row]:
-    """The clips of a file after text and overlays; ``text_ms`` and ``decode_ms`` (processor time) among the columns."""
+    """The one clip that a file is, after text and overlays; with ``text_ms`` and ``decode_ms`` of a processor."""
     source = scan_source(str(path), str(folder / path.stem), ScanConfig())
     source |= {"source_uri": str(path), "source_id": path.stem, "frames_uri": path.stem}
-    rows = [row for row in clips_of(source, str(folder), CutConfig()) if not row["rejected_by"]]
+    rows = [clip_row(source, source["start_s"], source["end_s"])]
     started = time.thread_time()
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -191,8 +192,7 @@ def scored(path: Path, folder: Path) -> list[Row]:
             row["decode_ms"] = decode_ms * row["duration_s"] * row["fps"]
         started = time.thread_time()
         images = [frame.image for frame in store.frames(-np.inf, np.inf, OverlayConfig().samples)]
-        if rows:
-            score_source(rows, images, OverlayConfig())
+        score_source(rows, images, OverlayConfig())
         for row in rows:
             row["overlays_ms"] = (time.thread_time() - started) * 1000 / len(rows)
     return rows

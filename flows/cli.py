@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from pydantic import ValidationError
 
 from flows.curate_videos import CurationConfig, curate_videos
 from tasks import storage
-from tasks.funnel import Stage, as_text
-from tasks.run_record import NothingKept
+from tasks.funnel import as_text
+from tasks.run_record import NothingKept, counts
 from tasks.sources import PreflightError
 
 
@@ -76,8 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as problem:
         print(f"curate-videos: {problem}; what was finished is kept: run the same command again", file=sys.stderr)
         return 1
-    record = json.loads(Path(storage.join(options.output, "run.json")).read_text())
-    print(as_text(stages_of(record["counts"])))
+    with fsspec.open(storage.join(options.output, "run.json")) as file:
+        record = json.load(file)
+    print(as_text(counts(record)))
     print(f"\nmanifest  {storage.join(options.output, 'manifest')}")
     print(f"report    {record['report']}")
     return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -19,7 +19,9 @@ class BlurConfig(StepConfig):
     frames_max: int = Field(8, ge=1, description="Frames measured per clip, evenly spread")
     working_side: int = Field(448, ge=64, description="Longest side at which frames are measured, pixels")
     tiles: int = Field(8, ge=1, description="The frame is measured in this many by this many tiles")
-    tile_quantile: float = Field(0.9, ge=0, le=1, description="Which tile speaks for the frame; 0.9: a tenth is sharper")
+    tile_quantile: float = Field(
+        0.9, ge=0, le=1, description="Which tile speaks for the frame; 0.9: a tenth is sharper"
+    )
 
 
 def laplacian_variance(image: Image, config: BlurConfig = BlurConfig()) -> float:

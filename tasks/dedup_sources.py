@@ -48,6 +48,7 @@ class DedupSourcesConfig(StepConfig):
 COARSE = 16  # side of the films that the first, exhaustive search compares, pixels
 # What a copy may show of the original along one axis, (start, length) as fractions: crops of 10 and 20 %, any side.
 WINDOWS = [(0.0, 1.0), (0.0, 0.9), (0.05, 0.9), (0.1, 0.9), (0.0, 0.8), (0.1, 0.8), (0.2, 0.8)]
+PARTS = 4  # along a side
 NOISE = 4.0  # variance in grey levels that compression leaves: less than this is no evidence
 FLAT_NOISE = 0.01  # the same in local contrast
 HOPELESS = 0.35  # at coarse sight; duplicates reach twice that
@@ -98,6 +99,12 @@ def meeting(shift: int, outer: int, inner: int) -> tuple[NDArray[np.int64], NDAr
     return i[inside], j[inside]
 
 
+def shifts_of(outer: int, inner: int, max_shift: int) -> list[int]:
+    """The shifts, in half samples, at which at least half of the longer film coincides with the other."""
+    least = (max(outer, inner) + 1) // 2
+    return [s for s in range(-max_shift, max_shift + 1) if len(meeting(s, outer, inner)[1]) >= least]
+
+
 def correlation(a: Vectors, b: Vectors, noise: float = 0.0) -> float:
     """Normalised correlation of two arrays; where both vary less than ``noise`` (a variance), they agree."""
     a, b = a - a.mean(), b - b.mean()
@@ -109,14 +116,14 @@ def warp(film: Vectors, box: NDArray[np.float64]) -> Vectors:
     return sampling(box[0], box[1], SIDE) @ film @ sampling(box[2], box[3], SIDE).T
 
 
-def seed(outer: Vectors, inner: Vectors, shifts: Sequence[int]) -> tuple[float, int, NDArray[np.float64]]:
+def seed(outer: Vectors, inner: Vectors, max_shift: int) -> tuple[float, int, NDArray[np.float64]]:
     """The correlation, shift and box at which ``inner`` [T, SIDE, SIDE] is most like ``outer``, over all WINDOWS."""
     b = (_COARSE[0] @ inner @ _COARSE[0].T).reshape(len(inner), -1)
     rows = [w @ outer for w in _COARSE]
     a = np.stack([half_steps((rows[y] @ _COARSE[x].T).reshape(len(outer), -1)) for y, x in _SEEDS])
     product, a_power, b_power = a @ b.T, (a * a).sum(axis=2), (b * b).sum(axis=1)
     best = (-2.0, 0, 0)
-    for shift in shifts:
+    for shift in shifts_of(len(outer), len(inner), max_shift):
         i, j = meeting(shift, len(outer), len(inner))
         noise = FLAT_NOISE * len(j) * COARSE**2
         power = (a_power[:, i].sum(axis=1) + noise) * (b_power[j].sum() + noise)
@@ -154,16 +161,23 @@ def refine(outer: Vectors, inner: Vectors, box: NDArray[np.float64], steps: int 
     return best
 
 
-def in_step(outer: Vectors, inner: Vectors, shifts: Sequence[int]) -> int:
-    """The shift at which two films move most alike: [2T - 1, SIDE, SIDE] in half steps and [T, SIDE, SIDE]."""
-    a, b = ((film - film.mean(axis=0)).reshape(len(film), -1) for film in (outer, inner))
-    product, a_power, b_power = a @ b.T, (a * a).sum(axis=1), (b * b).sum(axis=1)
+def parts_alike(a: Vectors, b: Vectors) -> float:
+    """Lower quartile of the correlations of two pictures' 16 parts, [T, SIDE, SIDE] each; empty parts agree.
 
-    def score(shift: int) -> float:
-        i, j = meeting(shift, len(outer) // 2 + 1, len(inner))
-        return float(product[i, j].sum() / np.sqrt(a_power[i].sum() * b_power[j].sum() + 1e-6))
+    Over the whole, what slides of one template or two signs in one hall share would outweigh in what they differ.
+    """
+    side = SIDE // PARTS
+    a, b = (film.reshape(-1, PARTS, side, PARTS, side) for film in (a, b))
+    a, b = (film - film.mean(axis=(0, 2, 4), keepdims=True) for film in (a, b))
+    cov, a_power, b_power = ((x * y).mean(axis=(0, 2, 4)) + FLAT_NOISE for x, y in ((a, b), (a, a), (b, b)))
+    return float(np.quantile(cov / np.sqrt(a_power * b_power), 0.25))
 
-    return max(shifts, key=score)
+
+def agreement(pictures: tuple[Vectors, Vectors], lights: tuple[Vectors, Vectors]) -> float:
+    """The least of two likenesses of films that coincide: of their pictures, and of what changes through time."""
+    noise = NOISE / max(float(lights[0].std() * lights[1].std()), 1.0)
+    moving = [(film - film.mean(axis=0)) / max(film.std(), 1.0) for film in lights]
+    return min(parts_alike(*pictures), correlation(moving[0], moving[1], noise))
 
 
 def overlay(outer: Film, inner: Film, max_shift: int) -> float:
@@ -173,29 +187,30 @@ def overlay(outer: Film, inner: Film, max_shift: int) -> float:
     them, which tells two takes of one scene apart. Frames meet half a sample or better; a frame between two samples
     is their mean.
     """
-    least = (max(len(outer), len(inner)) + 1) // 2
-    shifts = [s for s in range(-max_shift, max_shift + 1) if len(meeting(s, len(outer), len(inner))[1]) >= least]
-    if not shifts or min(outer.std(), inner.std()) < EVIDENCE:
+    if min(outer.std(), inner.std()) < EVIDENCE:
         return 0.0
     picture, goal = local_contrast(outer), local_contrast(inner)
-    score, shift, box = seed(picture, goal, shifts)
-    backwards = seed(goal, picture, [s for s in shifts])
-    if backwards[0] > score:
-        (score, shift, box), outer, inner, picture, goal = backwards, inner, outer, goal, picture
+    forward, backward = seed(picture, goal, max_shift), seed(goal, picture, max_shift)
+    if backward[0] > forward[0]:
+        outer, inner, picture, goal = inner, outer, goal, picture
+    score, shift, box = max(forward, backward, key=lambda found: found[0])
     if score < HOPELESS:
         return score
     picture, light, light_goal = half_steps(picture), half_steps(outer.astype(np.float32)), inner.astype(np.float32)
+    best = -1.0
     for _ in range(2):  # the shift of a quiet film shows only once the box is right, and the other way round
         i, j = meeting(shift, len(outer), len(inner))
         box = refine(picture[i], goal[j], box)
-        before, shift = shift, in_step(warp(light, box), light_goal, shifts)
+        picture_seen, light_seen = warp(picture, box), warp(light, box)
+        before = shift
+        for other in shifts_of(len(outer), len(inner), max_shift):
+            i, j = meeting(other, len(outer), len(inner))
+            alike = agreement((picture_seen[i], goal[j]), (light_seen[i], light_goal[j]))
+            if alike > best:
+                best, shift = alike, other
         if shift == before:
             break
-    i, j = meeting(shift, len(outer), len(inner))
-    seen, wanted = warp(light[i], box), light_goal[j]
-    noise = NOISE / max(float(seen.std() * wanted.std()), 1.0)
-    moves = correlation(*((film - film.mean(axis=0)) / max(film.std(), 1.0) for film in (seen, wanted)), noise)
-    return min(moves, correlation(warp(picture[i], box), goal[j], FLAT_NOISE))
+    return best
 
 
 def similarity(a: Film, b: Film, trim_s: float) -> float:

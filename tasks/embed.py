@@ -20,7 +20,7 @@ SIDE = 32  # of a signature's frames, pixels
 RATE = 2.0  # of a signature's frames, per second
 STRETCH = 32  # frames: a longer source is known by its first, middle and last stretch
 LUMA_SIDE = 160  # of the pictures that borders are sought in
-BORDER_LEVEL, BORDER_RANGE = 72, 14  # a border is darker than this, and nowhere varies by more than this (0 to 255)
+BORDER_LEVEL, BORDER_RANGE = 72, 20  # a border is at most this bright, and varies by at most this (0 to 255)
 CELLS, ORIENTATIONS = 4, 8
 NOISE = 2.0  # gradient that compression leaves in a flat picture, grey levels a pixel
 FLAT = 1.0  # gives sources without any detail a direction, and the same one
@@ -34,22 +34,25 @@ class EmbedConfig(StepConfig):
     """The embedding has no settings: a number changed here would make old and new embeddings incomparable."""
 
 
-def content_box(luma: NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Rows and columns of ``luma`` [T, H, W] inside its black borders.
+def border(luma: NDArray[np.uint8]) -> int:
+    """How many of the first lines (axis 1) of ``luma`` [T, H, W] are black border.
 
-    A border is what is dark and the same along the edge and through time. Where that leaves under a quarter of a side
-    (a fade, a night, a title on black), nothing is border.
+    A border is dark, even and still, and it ends in a sharp straight edge: so a title on black, a night or a fade
+    has none.
     """
+    level = float(np.median(luma[:, 0]))
+    if level > BORDER_LEVEL:
+        return 0
+    filled = (np.abs(luma - np.float32(level)) > BORDER_RANGE).any(axis=0).mean(axis=1)
+    edge = int((filled > 0.5).argmax())
+    return edge if (filled[:edge] > 0.02).sum() <= 2 + 0.02 * len(filled) else 0
 
-    def inside(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> slice:
-        border = (high <= BORDER_LEVEL) & (high - low <= BORDER_RANGE)
-        content = np.flatnonzero(~border)
-        if not len(content) or content[-1] + 1 - content[0] < len(border) / 4:
-            return slice(None)
-        return slice(int(content[0]), int(content[-1]) + 1)
 
-    low, high = luma.min(axis=0), luma.max(axis=0)
-    return inside(low.min(axis=1), high.max(axis=1)), inside(low.min(axis=0), high.max(axis=0))
+def content_box(luma: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Rows and columns of ``luma`` [T, H, W] inside its black borders."""
+    rows = slice(border(luma), luma.shape[1] - border(luma[:, ::-1]))
+    across = luma[:, rows].transpose(0, 2, 1)
+    return rows, slice(border(across), luma.shape[2] - border(across[:, ::-1]))
 
 
 def film_of(images: Sequence[Image]) -> Film:

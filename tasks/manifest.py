@@ -1,8 +1,8 @@
 """Manifest: the Parquet dataset that training reads, and the table of every clip that people and tools ask.
 
-    OUT/clips/     every clip, all scores, verdict and reasons, one file a shard
-    OUT/manifest/  kept clips only: aspect=16x9/duration=5/part-00000.parquet (hive partitions)
-    OUT/run.json   written last, removed first: where it stands, the rest is whole
+OUT/clips/     every clip, all scores, verdict and reasons, one file a shard
+OUT/manifest/  kept clips only: aspect=16x9/duration=5/part-00000.parquet (hive partitions)
+OUT/run.json   written last, removed first: where it stands, the rest is whole
 """
 
 from collections.abc import Iterator, Sequence

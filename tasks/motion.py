@@ -70,35 +70,65 @@ def within(points: Array, shape: tuple[int, ...], margin: int = 2) -> Mask:
     return (x >= margin) & (x <= shape[1] - 1 - margin) & (y >= margin) & (y <= shape[0] - 1 - margin)
 
 
-def mismatch(values: Array, second: Array, there: Array, seen: Mask) -> Array:
-    """Squared grey level differences between samples [h, w] and ``second`` at ``there`` [h, w, 2]; 0 where not ``seen``.
+def difference(values: Array, second: Array, there: Array, seen: Mask) -> Array:
+    """Samples [n, m] less ``second`` [h, w] at ``there`` [n, m, 2], grey levels; 0 where not ``seen``.
 
-    A slow change of brightness is no mismatch: the local mean of the difference is taken out.
+    A slow change of brightness is no difference: its local mean is taken out.
     """
-    difference = values - cv2.remap(second, there, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
-    difference[~seen] = 0
-    difference -= cv2.blur(difference, (7, 7))
-    return np.asarray(difference * difference, np.float32)
+    found = values - cv2.remap(second, there, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+    found[~seen] = 0
+    found -= cv2.blur(found, (7, 7))
+    return np.asarray(found, np.float32)
 
 
-def polished(transform: Homography, here: Array, there: Array, side: int, steps: int = 4) -> Homography:
-    """The transform refitted to the pairs of points [n, 2] that it explains, by reweighted least squares (Tukey)."""
+def refitted(transform: Homography, here: Array, there: Array, side: int) -> Homography:
+    """The transform fitted again to the pairs of points [n, 2] that it explains, by reweighted least squares."""
     x, y = (here / side).T.astype(np.float64)
     u, v = (there / side).T.astype(np.float64)
-    none, one = np.zeros_like(x), np.ones_like(x)
-    rows = np.block([[x, none], [y, none], [one, none], [none, x], [none, y], [none, one], [-x * u, -x * v], [-y * u, -y * v]])
-    target = np.concatenate([u, v])
+    o, i = np.zeros_like(x), np.ones_like(x)
+    along = np.stack([x, y, i, o, o, o, -x * u, -y * u]), np.stack([o, o, o, x, y, i, -x * v, -y * v])
+    rows, target = np.hstack(along), np.concatenate([u, v])
     unit = np.diag([side, side, 1.0])
-    for _ in range(steps):
+    for _ in range(2):
         error = np.hypot(*(transformed(here, transform) - there).T)
-        reach = max(2 * SLACK, 3 * float(np.median(error)))
-        weight = np.clip(1 - (error / reach) ** 2, 0, None) ** 2
+        weight = tukey(error, max(2 * SLACK, 3 * float(np.median(error))))
         if np.count_nonzero(weight) < POINTS_MIN:
             break
         weighted = rows * np.concatenate([weight, weight])
         solution = np.linalg.lstsq(weighted @ rows.T, weighted @ target, rcond=1e-12)[0]
         transform = unit @ np.append(solution, 1).reshape(3, 3) @ np.linalg.inv(unit)
     return transform
+
+
+def aligned(transform: Homography, values: Array, grid: Array, second: Array, steps: int = 2) -> Homography:
+    """The transform aligned to the grey levels themselves, which is finer than flow: Gauss-Newton (Lucas-Kanade).
+
+    ``values`` [n, m] are the first picture's at ``grid`` [n, m, 2]; ``second`` is [h, w].
+    """
+    side = max(second.shape)
+    unit = np.diag([side, side, 1.0])
+    slopes = [cv2.Sobel(second, cv2.CV_32F, *axis, scale=side / 8) for axis in ((1, 0), (0, 1))]
+    for _ in range(steps):
+        there = transformed(grid, transform)
+        seen = within(there, second.shape)
+        error = difference(values, second, there, seen)[seen].astype(np.float64)
+        if error.size < POINTS_MIN:
+            break
+        gx, gy = (cv2.remap(slope, there, None, cv2.INTER_LINEAR)[seen].astype(np.float64) for slope in slopes)  # type: ignore[call-overload]
+        (x, y), (u, v) = (grid[seen] / side).T.astype(np.float64), (there[seen] / side).T.astype(np.float64)
+        small = np.linalg.inv(unit) @ transform @ unit
+        depth = small[2, 0] * x + small[2, 1] * y + small[2, 2]
+        pull = -(gx * u + gy * v)
+        rows = np.stack([gx * x, gx * y, gx, gy * x, gy * y, gy, pull * x, pull * y]) / depth
+        weighted = rows * tukey(error, 6 * max(NOISE_MIN, float(np.median(np.abs(error)))))
+        change = np.linalg.lstsq(weighted @ rows.T, weighted @ error, rcond=1e-9)[0]
+        transform = unit @ (small / small[2, 2] + np.append(change, 0).reshape(3, 3)) @ np.linalg.inv(unit)
+    return transform
+
+
+def tukey(error: NDArray[np.floating], reach: float) -> NDArray[np.floating]:
+    """Weights of Tukey's biweight: 1 where there is no error, 0 beyond ``reach``."""
+    return np.clip(1 - (error / reach) ** 2, 0, None) ** 2
 
 
 def candidates(here: Array, there: Array) -> list[Homography]:
@@ -134,26 +164,32 @@ def fit_background(here: Array, there: Array, values: Array, grid: Array, second
     count = np.bincount(cell[seen], minlength=CELLS**2)
     errors = np.stack(
         [
-            np.bincount(cell[seen], mismatch(values, second, place, seen)[seen], CELLS**2) / np.maximum(count, 1)
+            np.bincount(cell[seen], difference(values, second, place, seen)[seen] ** 2, CELLS**2) / np.maximum(count, 1)
             for place in places
         ]
     )
-    least = errors.min(0)
-    noise = max(NOISE_MIN, float(np.median(least[count > 0]))) if count.any() else NOISE_MIN
-    explains = ((errors <= 1.25 * least + 0.3 * noise) & (count > 0)).reshape(-1, CELLS, CELLS)
-    border = np.pad(np.ones((CELLS - 2, CELLS - 2)), 1, constant_values=2)
-    votes = (explains * border).sum((1, 2))
+    least, here_seen = errors.min(0), count > 0
+    noise = max(NOISE_MIN, float(np.median(least[here_seen]))) if here_seen.any() else NOISE_MIN
+    texture = cv2.blur(values * values, (7, 7)) - cv2.blur(values, (7, 7)) ** 2
+    textured = np.bincount(cell[seen], texture[seen], CELLS**2) > 4 * noise * count
+    explains = (errors <= 1.15 * least + 0.2 * noise) & here_seen
+    border = np.pad(np.ones((CELLS - 2, CELLS - 2)), 1, constant_values=2).ravel()
+    votes = (explains * border).sum(1)
     for k in np.argsort(-votes, kind="stable"):
-        if k == 0 or spread(explains[k] & ~explains[0]):
-            return polished(found[k], here, there, max(shape)) if k else found[0]
+        if k == 0 or spread(textured & here_seen & (errors[k] < 0.97 * errors[0]), here_seen):
+            return aligned(refitted(found[k], here, there, max(shape)), values, grid, second) if k else found[0]
     return found[0]
 
 
-def spread(cells: Mask) -> bool:
-    """Whether cells [CELLS, CELLS] that move lie about the frame as a background does, rather than in one patch."""
-    top, bottom, left, right = cells[:2].any(), cells[-2:].any(), cells[:, :2].any(), cells[:, -2:].any()
+def spread(moving: Mask, seen: Mask) -> bool:
+    """Whether the cells that move lie about those seen [CELLS * CELLS] as a background does, rather than in a patch."""
+    rows, columns = (np.flatnonzero(seen.reshape(CELLS, CELLS).any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return False
+    cells = moving.reshape(CELLS, CELLS)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    top, bottom, left, right = (bool(side.any()) for side in (cells[0], cells[-1], cells[:, 0], cells[:, -1]))
     share = cells.mean()
-    return bool(int(top) + int(bottom) + int(left) + int(right) >= 3 or share > 0.4 or (left and right and share > 0.15))
+    return bool(top + bottom + left + right >= 3 or share > 0.7 or (left and right and share > 0.15))
 
 
 def visible_length(vectors: Array, picture: Image) -> tuple[Array, Array]:
@@ -181,7 +217,7 @@ def pair_speeds(pair: FramePair, config: MotionConfig = MotionConfig()) -> tuple
 
     matched = grid + flow
     seen = within(matched, first.shape, 1)
-    error = cv2.blur(mismatch(values, target, matched, seen), (3, 3))
+    error = cv2.blur(difference(values, target, matched, seen) ** 2, (3, 3))
     noise = max(NOISE_MIN, float(np.median(error[seen]))) if seen.any() else NOISE_MIN
     texture = cv2.blur(values * values, (5, 5)) - cv2.blur(values, (5, 5)) ** 2
     reliable = seen & (texture > 4 * noise) & (error < 0.5 * texture)
@@ -192,7 +228,7 @@ def pair_speeds(pair: FramePair, config: MotionConfig = MotionConfig()) -> tuple
     predicted = transformed(grid, transform)
     background = np.hypot(*np.moveaxis(predicted - grid, -1, 0))
     still_seen = within(predicted, first.shape)
-    unpredicted = cv2.blur(mismatch(values, target, predicted, still_seen), (3, 3))
+    unpredicted = cv2.blur(difference(values, target, predicted, still_seen) ** 2, (3, 3))
     judged = cv2.erode((seen & still_seen).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     residual, gradient = visible_length(matched - predicted, first)
     moving = judged & (unpredicted > error + 4 * noise + SLACK**2 * gradient) & (error < 0.5 * unpredicted)

@@ -49,7 +49,7 @@ class OverlayConfig(StepConfig):
 
 def cells(counts: NDArray[Any]) -> NDArray[np.float32]:
     """Means over a GRID x GRID split of a picture."""
-    return cv2.resize(counts.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(counts.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA), np.float32)
 
 
 def moved(a: Edges, b: Edges) -> bool:
@@ -66,7 +66,7 @@ def moved(a: Edges, b: Edges) -> bool:
 
 def different_views(images: Sequence[Image], limit: int = 8) -> list[int]:
     """Indices of pictures in each of which the whole scene has moved against all others of them."""
-    halves = [Edges.of(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)) for image in images]
+    halves = [Edges.of(shrink(image, SIDE // 2)) for image in images]
     views: list[int] = []
     for index, edges in enumerate(halves):
         if len(views) < limit and all(moved(edges, halves[view]) for view in views):

@@ -5,11 +5,12 @@ where the frame store was deleted, previews are placeholders. The page itself is
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.context import TaskRunContext
@@ -124,16 +125,18 @@ def _bound(limit: Limit | None) -> str:
 def _plots(seen: Survey) -> list[dict[str, Any]]:
     plots = []
     for column, spread in seen.spreads.items():
+        if not spread.measured:
+            continue
         notes = [(n, f"below {number(bound)}") for bound, n in spread.below.items()]
         notes += [(n, f"above {number(bound)}") for bound, n in spread.above.items()]
-        shares = [f"{n:,} ({n / spread.measured:.1%}) {words}" for n, words in notes if spread.measured]
+        shares = [f"{n:,} ({n / spread.measured:.1%}) {words}" if n else f"none {words}" for n, words in notes]
         plots.append(
             {
                 "column": column,
                 "meaning": seen.meanings.get(column, ""),
                 "measured": spread.measured,
                 "notes": shares,
-                "svg": Markup(histogram(spread)) if spread.measured else "",
+                "svg": Markup(histogram(spread)),
                 "log": spread.log,
             }
         )
@@ -179,6 +182,19 @@ def _bucket_table(seen: Survey) -> dict[str, Any]:
     }
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["file_name"] = name_of
+    return environment.get_template("report.html")
+
+
 def render(tables: Sequence[str], allowed: Sequence[Limit], stages: Sequence[Stage] | None = None) -> str:
     """The page as HTML, from the final tables and the limits that judged them, in the order of the funnel."""
     stages = stages or funnel(tables, [limit.reason for limit in allowed])
@@ -188,15 +204,7 @@ def render(tables: Sequence[str], allowed: Sequence[Limit], stages: Sequence[Sta
     sources = [stage for stage in stages if stage.unit == "sources"]
     clips = [stage for stage in stages if stage.unit == "clips"]
     quiet = [limit for limit in allowed if limit.reason not in {section["reason"] for section in sections}]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["file_name"] = name_of
-    return environment.get_template("report.html").render(
+    return _template().render(
         name=name_of(root_of(tables[0])),
         sources=sources[0].entered,
         bad_sources=next((stage.lost for stage in sources if stage.reason == "error"), 0),

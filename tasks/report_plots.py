@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tasks.verdict import Limit
 
 BINS = 48
+DECADES = 6  # of a log axis at most; what lies below is counted in its first bin
 WIDTH, HEIGHT = 560, 190
 LEFT, RIGHT, TOP, BOTTOM = 12, 12, 22, 24
 # Scores that spread over decades, most of them near zero.
@@ -63,12 +64,12 @@ class Spread:
             ends += [0.0, 1.0]
         low, high = (min(ends), max(ends)) if ends else (1e-3, 1.0) if self.log else (0.0, 1.0)
         if self.log:
-            low, high = log10(low), log10(high)
+            low, high = max(log10(low), log10(high) - DECADES), log10(high)
         if high - low < 1e-9:
             low, high = low - 0.5, high + 0.5
         step = (high - low) / (BINS - 2)
         anchor = (log10(bounds[0]) if self.log else bounds[0]) if bounds else low
-        first = anchor - ceil((anchor - low) / step - 1e-9) * step
+        first = anchor - max(1 if bounds else 0, ceil((anchor - low) / step - 1e-9)) * step
         last = anchor + (floor((high - anchor) / step + 1e-9) + 1) * step
         places = np.linspace(first, last, round((last - first) / step) + 1)
         self.edges = 10**places if self.log else places
@@ -151,7 +152,7 @@ def histogram(spread: Spread) -> str:
     total = spread.inside + spread.outside
     # One bar that towers over all others would flatten them: it is drawn broken, its count above it.
     counts = np.sort([*total, spread.zeros])
-    tallest = int(max(1, counts[-1] if counts[-1] <= 3 * counts[-2] or not counts[-2] else 1.5 * counts[-2]))
+    tallest = int(max(1, counts[-1] if counts[-1] <= 5 * counts[-2] or not counts[-2] else 1.5 * counts[-2]))
     neutral = "" if spread.bounds else " plain"
     parts = []
     shaded = [(LEFT, x(low) - LEFT) for low in spread.below] + [(x(high), x1 - x(high)) for high in spread.above]
@@ -181,6 +182,8 @@ def histogram(spread: Spread) -> str:
     parts.append(f'<path class="axis" d="M{LEFT} {y1 + 0.5}H{x1}"/>')
     for tick in ticks(edges, log):
         at = x(tick)
+        if zero_width and at < x0 + 16:
+            continue  # it would run into the 0
         label = f'<text class="tick" x="{at}" y="{HEIGHT - 8}" text-anchor="middle">{number(tick)}</text>'
         parts += [f'<path class="axis" d="M{at} {y1}v4"/>', label]
     for bound, word in [*((b, "min") for b in spread.below), *((b, "max") for b in spread.above)]:

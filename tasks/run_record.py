@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
@@ -13,11 +14,22 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from tasks import storage
-from tasks.funnel import funnel, worst
+from tasks.funnel import Stage, funnel, worst
 from tasks.step import key_of
 from tasks.verdict import Limit
 
-PACKAGES = ("contentv", "av", "faiss-cpu", "numpy", "onnxruntime", "opencv-python-headless", "prefect", "pyarrow", "rapidocr", "scenedetect")
+PACKAGES = (
+    "contentv",
+    "av",
+    "faiss-cpu",
+    "numpy",
+    "onnxruntime",
+    "opencv-python-headless",
+    "prefect",
+    "pyarrow",
+    "rapidocr",
+    "scenedetect",
+)
 PAGE = 200
 
 
@@ -71,9 +83,15 @@ def write_run_record(
     return uri
 
 
+def counts(record: dict[str, Any]) -> list[Stage]:
+    """The funnel in a run record, as ``write_run_record`` wrote it."""
+    return [Stage(**{field.name: stage[field.name] for field in fields(Stage)}) for stage in record["counts"]]
+
+
 def check_kept(tables: Sequence[str], allowed: Sequence[Limit]) -> None:
     """Raise NothingKept where no clip is kept."""
     stages = funnel(tables, [limit.reason for limit in allowed])
     if not stages[-1].left:
         most = worst(stages)
-        raise NothingKept(f"no clip is kept; {most.name!r} rejected most: {most.lost} of {most.entered}")
+        because = f"; {most.reason!r} rejected most: {most.lost} of {most.entered} {most.unit}" if most else ""
+        raise NothingKept(f"no clip is kept{because}")

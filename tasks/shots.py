@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from scenedetect import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
-from tasks.transitions import SIDE, ShotConfig, Transition, find_cuts, find_gradual
+from tasks.transitions import SIDE, Kind, ShotConfig, Transition, find_cuts, find_gradual
+
+Image = NDArray[np.uint8]  # RGB [h, w, 3]
 
 FRAMES_PER_BLOCK = 4096
 OVERLAP = 512  # more than any transition with what is around it, at 60 frames a second
@@ -41,7 +43,7 @@ class FrameTrack:
         self._time = FrameTimecode(0, fps=25.0)  # the content value does not depend on time
         self._rows: list[tuple[float, float, bytes]] = []
 
-    def add(self, time_s: float, image: NDArray[np.uint8]) -> None:
+    def add(self, time_s: float, image: Image) -> None:
         """Record the next frame: RGB uint8 [h, w, 3], longest side about 256."""
         small = _halve(_halve(image))
         self._detector.process_frame(self._time, cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
@@ -58,15 +60,15 @@ class FrameTrack:
         return pa.table([pa.array(c, t) for c, t in zip(columns, TRACK_SCHEMA.types, strict=True)], schema=TRACK_SCHEMA)
 
 
-def _halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _halve(image: Image) -> Image:
     """Means of 2x2 pixels, an odd last row or column left out: the one area reduction that is nearly free."""
     height, width = image.shape[0] // 2, image.shape[1] // 2
     if not height or not width:
         return image
-    return cv2.resize(image[: height * 2, : width * 2], (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image[: height * 2, : width * 2], (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
-def _thumbnail(image: NDArray[np.uint8]) -> bytes:
+def _thumbnail(image: Image) -> bytes:
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     luma, red, blue = cv2.split(cv2.cvtColor(small, cv2.COLOR_RGB2YCrCb))
     return luma.tobytes() + blue.tobytes() + red.tobytes()
@@ -89,53 +91,66 @@ def detect_transitions(
     track: Iterable[pa.RecordBatch] | pa.Table, config: ShotConfig
 ) -> tuple[list[Shot], list[Transition]]:
     """The shots of a source and the transitions between them, in order."""
-    spans: list[tuple[str, int, int]] = []  # kind, first frame of it, first frame after it
+    spans: list[_Span] = []
     times = np.empty(0)
-    seen = 0
-    for first, block_times, content, pictures in _blocks(track):
-        times = np.concatenate([times, block_times[seen - first :]])
-        seen = len(times)
-        spans += [(kind, a + first, b + first) for kind, a, b in _spans(block_times, content, pictures, config)]
-    if not seen:
+    for block in _blocks(track):
+        times = np.concatenate([times, block.times_s[len(times) - block.first :]])
+        spans += _spans(block, config)
+    if not len(times):
         return [], []
-    interval = float(np.median(np.diff(times))) if seen > 1 else 0.0
-    after = np.append(times, times[-1] + interval)
-    transitions = [Transition(kind, float(times[a]), float(after[b])) for kind, a, b in _merged(spans)]
-    starts = [float(times[0])] + [t.end_s for t in transitions]
-    ends = [t.start_s for t in transitions] + [float(after[-1])]
+    interval = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    edges = np.append(times, times[-1] + interval)
+    transitions = [Transition(kind, float(edges[a]), float(edges[b])) for kind, a, b in _merged(spans)]
+    starts = [float(edges[0])] + [t.end_s for t in transitions]
+    ends = [t.start_s for t in transitions] + [float(edges[-1])]
     return [Shot(a, b) for a, b in zip(starts, ends, strict=True) if b > a], transitions
 
 
-def _blocks(
-    track: Iterable[pa.RecordBatch] | pa.Table,
-) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]]:
-    """Overlapping stretches of the track: index of the first frame, times, content values, pictures [T, 3, 12, 12]."""
-    batches = track.to_batches() if isinstance(track, pa.Table) else track
+_Span = tuple[Kind, int, int]  # first frame of a transition, first frame after it
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A stretch of the track from frame ``first``; ``ends`` says whether the track ends with it."""
+
+    first: int
+    ends: bool
+    times_s: NDArray[np.float64]
+    content: NDArray[np.float32]
+    pictures: NDArray[np.float32]  # [T, 3, SIDE, SIDE]
+
+    @classmethod
+    def of(cls, first: int, ends: bool, table: pa.Table) -> "_Block":
+        pictures = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).astype(np.float32)
+        shape = len(table), 3, SIDE, SIDE
+        return cls(first, ends, table["time_s"].to_numpy(), table["content_val"].to_numpy(), pictures.reshape(shape))
+
+
+def _blocks(track: Iterable[pa.RecordBatch] | pa.Table) -> Iterator[_Block]:
+    """The track in stretches that overlap by OVERLAP."""
     first, waiting = 0, TRACK_SCHEMA.empty_table()
-    for batch in batches:
+    for batch in track.to_batches() if isinstance(track, pa.Table) else track:
         waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
-        while len(waiting) >= FRAMES_PER_BLOCK + OVERLAP:
-            yield first, *_arrays(waiting[: FRAMES_PER_BLOCK + OVERLAP])
+        while len(waiting) > FRAMES_PER_BLOCK + OVERLAP:
+            yield _Block.of(first, False, waiting[: FRAMES_PER_BLOCK + OVERLAP])
             waiting, first = waiting[FRAMES_PER_BLOCK:], first + FRAMES_PER_BLOCK
     if len(waiting):
-        yield first, *_arrays(waiting)
+        yield _Block.of(first, True, waiting)
 
 
-def _arrays(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-    thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8)
-    pictures = thumbnails.reshape(len(table), 3, SIDE, SIDE).astype(np.float32)
-    return table["time_s"].to_numpy(), table["content_val"].to_numpy(), pictures
-
-
-def _spans(
-    times: NDArray[np.float64], content: NDArray[np.float32], pictures: NDArray[np.float32], config: ShotConfig
-) -> list[tuple[str, int, int]]:
-    """The transitions of one block: kind, first frame of it, first frame after it."""
-    fps = 1 / max(float(np.median(np.diff(times))), 1e-3) if len(times) > 1 else 25.0
-    cuts = find_cuts(content, pictures, fps, config)
+def _spans(block: _Block, config: ShotConfig) -> list[_Span]:
+    """The transitions of a block; not those near a seam, whose surroundings only the neighbouring block sees whole."""
+    times = block.times_s
+    fps = 1 / max(float(np.median(np.diff(times))), 1e-3) if len(times) > 1 else MAX_FPS
+    cuts = find_cuts(block.content, block.pictures, fps, config)
     kept = _thinned(times, set(cuts))
-    gradual = find_gradual(pictures[kept], np.searchsorted(kept, cuts).tolist(), config)
-    return [("cut", i, i) for i in cuts] + [(s.kind, int(kept[s.before]) + 1, int(kept[s.after])) for s in gradual]
+    gradual = find_gradual(block.pictures[kept], np.searchsorted(kept, cuts).tolist(), config)
+    spans: list[_Span] = [("cut", i, i) for i in cuts]
+    spans += [(s.kind, int(kept[s.before]) + 1, int(kept[s.after])) for s in gradual]
+    seam = OVERLAP // 4
+    first = seam if block.first else 0
+    last = len(times) if block.ends else len(times) - seam
+    return [(kind, a + block.first, b + block.first) for kind, a, b in spans if a >= first and b <= last]
 
 
 def _thinned(times: NDArray[np.float64], needed: set[int]) -> NDArray[np.intp]:
@@ -148,13 +163,13 @@ def _thinned(times: NDArray[np.float64], needed: set[int]) -> NDArray[np.intp]:
     return np.array(kept)
 
 
-def _merged(spans: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+def _merged(spans: list[_Span]) -> list[_Span]:
     """In order, with those that two blocks saw, or that touch, as one; a cut inside a gradual transition goes."""
-    merged: list[tuple[str, int, int]] = []
+    merged: list[_Span] = []
     for kind, a, b in sorted(spans, key=lambda s: (s[1], -s[2])):
         if merged and a <= merged[-1][2]:
             last, start, end = merged[-1]
-            merged[-1] = last if last != "cut" else kind, start, max(end, b)
+            merged[-1] = (kind if last == "cut" else last, start, max(end, b))
         else:
             merged.append((kind, a, b))
     return merged

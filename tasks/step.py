@@ -123,7 +123,9 @@ def frames_of(table: str, row: Row) -> Iterator[FrameStore]:
     root = root_of(table)
     uri = storage.join(root, row["frames_uri"], "samples.parquet")
     if not storage.exists(uri):
-        remedy = f"to decode the sources again, remove {storage.join(root, 'steps', 'scan')} and {uri.rsplit('/', 1)[0]}"
+        remedy = (
+            f"to decode the sources again, remove {storage.join(root, 'steps', 'scan')} and {uri.rsplit('/', 1)[0]}"
+        )
         raise FileNotFoundError(f"frame store {uri} is gone; {remedy}")
     with open_frames(uri) as store:
         yield store

@@ -67,6 +67,11 @@ def _session() -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
 
 
+def resized(image: Image, width: int, height: int) -> Image:
+    """The picture at another size, averaged over areas."""
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def detect(image: Image, min_score: float) -> list[tuple[Box, float]]:
     """Text lines in an RGB picture [H, W, 3], with their scores (mean probability inside the line).
 
@@ -74,8 +79,8 @@ def detect(image: Image, min_score: float) -> list[tuple[Box, float]]:
     kernels of text lines, which are then grown by the distance by which its training labels were shrunk.
     """
     height, width = (max(STRIDE, round(side / STRIDE) * STRIDE) for side in image.shape[:2])
-    pixels = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)[..., ::-1]
-    pixels = (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+    small = resized(image, width, height)[..., ::-1]
+    pixels = (small.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
     probability = _session().run(None, {"x": pixels})[0][0, 0]
     kernels = cv2.dilate((probability > 0.3).astype(np.uint8), np.ones((2, 2), np.uint8))
     x_scale, y_scale = image.shape[1] / width, image.shape[0] / height
@@ -112,7 +117,7 @@ class Edges:
     @classmethod
     def of(cls, image: Image) -> "Edges":
         luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        x, y = (cv2.Sobel(luma, cv2.CV_32F, dx, 1 - dx, scale=0.25) for dx in (1, 0))
+        x, y = (np.asarray(cv2.Sobel(luma, cv2.CV_32F, dx, 1 - dx, scale=0.25), np.float32) for dx in (1, 0))
         return cls(x, y, x * x + y * y)
 
     def inside(self, box: Box) -> "Edges":
@@ -169,8 +174,7 @@ def look_at(images: Sequence[Image], regions: Sequence[Region], scale: float, mi
     for region in regions:
         box = region.box
         part = images[region.sample][box.y : box.y + box.h, box.x : box.x + box.w]
-        size = max(1, round(box.w * scale)), max(1, round(box.h * scale))
-        parts.append(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
+        parts.append(resized(part, max(1, round(box.w * scale)), max(1, round(box.h * scale))))
     sizes = [(part.shape[1], part.shape[0]) for part in parts]
     width = max(round(images[0].shape[1] * scale), max(w for w, _ in sizes))
     places, height = pack(sizes, width)
@@ -195,7 +199,7 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
     """
     height, width = images[0].shape[:2]
     frame = Box(0, 0, width, height)
-    edges = [Edges.of(cv2.resize(image, None, fx=CUE, fy=CUE, interpolation=cv2.INTER_AREA)) for image in images]
+    edges = [Edges.of(resized(image, round(width * CUE), round(height * CUE))) for image in images]
     regions = [Region(region.sample, scaled(region.box, 1 / CUE, 1 / CUE).meet(frame)) for region in new_regions(edges)]
     whole = Region(len(images) // 2, frame)
     look_scale = min(1.0, config.look_side / max(width, height))
@@ -212,10 +216,28 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
     seen = [[_is_seen(line, edges, sample) for sample in range(len(edges))] for line in lines]
     # Edges of a moving texture may coincide, and look like text; but then they do not last.
     lines = [line for line, row in zip(lines, seen, strict=True) if sum(row) > 1 or len(row) == 1]
+    lines += look_at_ends(images, lines, edges, look_scale, config)
     if not still:
         lines += look_at(images, [whole], look_scale, max(config.min_score, PASSING_SCORE))
     lines = [line for line in lines if line.box.h <= config.max_height * height]
     return lines, np.array([[_is_seen(line, edges, s) for s in range(len(edges))] for line in lines], np.bool_)
+
+
+def look_at_ends(
+    images: Sequence[Image], lines: Sequence[Line], edges: Sequence[Edges], scale: float, config: TextConfig
+) -> list[Line]:
+    """Text in the first and last sample, where lines were found that change: it may be there for one sample only."""
+    frame = Box(0, 0, images[0].shape[1], images[0].shape[0])
+    last = len(edges) - 1
+    changing = [line.box for line in lines if not (_is_seen(line, edges, 0) and _is_seen(line, edges, last))]
+    bands = merged([padded(box, frame.w, round(1.3 * box.h), frame) for box in changing])
+    if not bands or covered(bands, frame) > 0.5:
+        return []
+    known = {line.sample for line in lines if line.box in changing}
+    regions = [Region(sample, band) for sample in (0, last) for band in bands if sample not in known]
+    highest = 3 * max(box.h for box in changing)
+    found = look_at(images, regions, 1.25 * scale, config.min_score)
+    return [line for line in found if line.box.h < highest]
 
 
 def _is_seen(line: Line, edges: Sequence[Edges], sample: int) -> bool:
@@ -235,21 +257,22 @@ def measure(lines: Sequence[Line], seen: NDArray[np.bool_], frame: Box) -> tuple
     return area, min(1.0, covered(still, frame) / area) if area else 0.0
 
 
-def crop_text(crop: Box, picture: Box, lasting: Sequence[Box], passing: Sequence[Box], min_area: float) -> Box:
-    """``crop`` without as much of the text as can go while ``min_area`` of ``picture`` stays.
+def crop_text(crop: Box, picture: Box, boxes: Sequence[Box], min_area: float) -> Box:
+    """``crop`` without as many of the boxes as can go, the first ones first, while ``min_area`` of ``picture`` stays.
 
-    ``picture`` is the crop without black borders. Text that lasts goes first, then what passes with the scene; what
-    cannot go is for the verdict to judge.
+    ``picture`` is the crop without black borders. What cannot go is for the verdict to judge.
     """
     avoided: list[Box] = []
     rest = crop
-    for box in [*sorted(lasting, key=lambda box: -box.area), *sorted(passing, key=lambda box: -box.area)]:
-        if box.meet(rest).area:
-            smaller = largest_rectangle(picture, [*avoided, box])
-            if smaller.area < min_area * picture.area:
-                continue
-            rest = smaller
-        avoided.append(box)
+    for box in boxes:
+        # The detector saw the text small, and other lines of the same subtitles may be a little higher or longer.
+        wide = padded(box, round(0.6 * box.h), round(min(0.35 * box.h, 0.04 * picture.h)), picture)
+        for tried in (wide, box):
+            smaller = largest_rectangle(picture, [*avoided, tried]) if tried.meet(rest).area else rest
+            if smaller == rest or smaller.area >= min_area * picture.area:
+                avoided.append(tried)
+                rest = smaller
+                break
     return rest
 
 
@@ -274,8 +297,7 @@ def near_frames(clip: Clip, limit: int) -> list[Image]:
 
 def _alike(a: Image, b: Image) -> bool:
     """Whether two pictures may be of one shot."""
-    a, b = (cv2.resize(image, (16, 16), interpolation=cv2.INTER_AREA) for image in (a, b))
-    return float(cv2.absdiff(a, b).mean()) < 16
+    return float(np.mean(cv2.absdiff(resized(a, 16, 16), resized(b, 16, 16)))) < 16
 
 
 def score(clip: Clip, config: TextConfig) -> Row:
@@ -286,12 +308,12 @@ def score(clip: Clip, config: TextConfig) -> Row:
     x_scale, y_scale = width / images[0].shape[1], height / images[0].shape[0]
     found, seen = find_text(images, config)
     lines = [Line(line.sample, scaled(line.box, x_scale, y_scale).meet(frame), line.score) for line in found]
-    # The detector saw the text small, and other lines of the same subtitles may be a little higher or longer.
-    margins = [padded(line.box, round(0.6 * line.box.h), round(0.35 * line.box.h), frame) for line in lines]
-    lasting = [box for box, row in zip(margins, seen, strict=True) if row.sum() > 1 or len(row) == 1]
-    passing = [box for box, row in zip(margins, seen, strict=True) if row.sum() == 1 < len(row)]
+    # What is burned in goes first, the largest before the rest; then text that passes with the scene.
+    ends = (0, len(images) - 1)
+    burned = [row.sum() > 1 or line.sample in ends for line, row in zip(lines, seen, strict=True)]
+    order = sorted(range(len(lines)), key=lambda i: (not burned[i], -lines[i].box.area))
     picture = scaled(content_box(images), x_scale, y_scale).meet(clip.crop)
-    crop = crop_text(clip.crop, picture, lasting, passing, config.min_crop_area)
+    crop = crop_text(clip.crop, picture, [lines[i].box for i in order], config.min_crop_area)
     area, static = measure(lines, seen, frame)
     return {
         "text_area": area,

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Floats = NDArray[np.float32]
 GradualKind = Literal["dissolve", "fade", "wipe"]
+Kind = Literal["cut"] | GradualKind
 
 SIDE = 12  # places per row and column of a thumbnail
 CHROMA_WEIGHT = 2.0  # chroma spans about half of luma's range
@@ -49,7 +50,7 @@ class ShotConfig(BaseModel):
     drift: float = Field(
         0.5, description="most squared drift of the shots beside a transition, as a share of the change"
     )
-    wipe_evidence: float = Field(0.85, description="least sum of a wipe's sweep along one edge and of its novelty")
+    wipe_evidence: float = Field(0.75, description="least sum of a wipe's sweep along one edge and of its novelty")
     flat_contrast: float = Field(0.15, description="contrast of a flat picture, as a share of the contrast near it")
     margin_frames: int = Field(1, ge=0, description="frames taken away on either side of a gradual transition")
 
@@ -58,7 +59,7 @@ class ShotConfig(BaseModel):
 class Transition:
     """Frames with ``start_s <= time < end_s`` belong to no shot; a cut has none: both are its first new frame."""
 
-    kind: Literal["cut", "dissolve", "fade", "wipe"]
+    kind: Kind
     start_s: float
     end_s: float
 
@@ -79,6 +80,7 @@ def find_cuts(content: Floats, pictures: Floats, fps: float, config: ShotConfig)
     other cut nearby do not matter), and the old picture does not come back as it does after a flash.
     """
     cuts = []
+    contrast = _contrast(pictures)
     around = max(2, round(fps / 4))
     for i in map(int, np.flatnonzero(content[1:] >= config.cut_content) + 1):
         others = np.concatenate([content[max(1, i - around) : i], content[i + 1 : i + 1 + around]])
@@ -87,6 +89,8 @@ def find_cuts(content: Floats, pictures: Floats, fps: float, config: ShotConfig)
         if ratio < config.cut_ratio:
             continue
         old, new = pictures[i - 1], pictures[i]
+        if all(contrast[k] < 0.3 * contrast[max(0, i - around) : i + around].max() for k in (i - 1, i)):
+            continue  # the middle of a fade
         change = _distance(old, new)
         brief = max(2, round(fps / 6))
         returns = min(
@@ -148,7 +152,9 @@ class _Windows:
     before: NDArray[np.intp]
     after: NDArray[np.intp]
     change: Floats  # squared distance of A and B
-    off_path: Floats  # mean squared distance from the straight path, as a share of change: 0 dissolve, 1/6 wipe
+    off_path: NDArray[
+        np.floating
+    ]  # mean squared distance from the straight path, as a share of change: 0 dissolve, 1/6 wipe
     outside: Floats  # largest (|X-A|^2 + |X-B|^2) / |A-B|^2: more than 1 is outside the ball
     drift_before: Floats  # squared drift of A's shot just before, as a share of change
     drift_after: Floats
@@ -173,7 +179,7 @@ def _windows(near: Distances, steps: int) -> _Windows:
 
 def _replacements(pictures: Floats, near: Distances, config: ShotConfig) -> Iterator[Span]:
     """Dissolves and wipes, the clearest first; they may overlap."""
-    candidates = []
+    candidates: list[tuple[float, int, int, float]] = []  # score, a, b, off_path
     for steps in SCALES:
         if steps >= near.count:
             break
@@ -181,29 +187,27 @@ def _replacements(pictures: Floats, near: Distances, config: ShotConfig) -> Iter
         drift = np.maximum(w.drift_before, w.drift_after)
         fits = (w.change >= config.least_change**2) & (w.off_path < 0.3) & (w.outside < 1.4) & (drift < config.drift)
         score = np.where(fits, np.sqrt(w.change) * (1 - 2 * w.off_path - (w.drift_before + w.drift_after)), 0)
-        peak = score >= _running_max(score, max(1, steps // 4))
-        candidates += [
-            (float(score[i]), i, i + steps, float(w.off_path[i])) for i in map(int, np.flatnonzero(fits & peak))
-        ]
+        peaks = np.flatnonzero(fits & (score >= _running_max(score, max(1, steps // 4))))
+        candidates += [(float(score[i]), i, i + steps, float(w.off_path[i])) for i in peaks.tolist()]
     if not candidates:
         return
     candidates.sort(reverse=True)
-    before = np.array([c[1] for c in candidates])
-    after = np.array([c[2] for c in candidates])
-    first, last = pictures[before], pictures[after]
-    new, wide = novelty(first, last), spread(first, last) >= config.least_spread
-    for i in map(int, np.flatnonzero(wide & (new >= config.least_novelty))):
+    old, new = pictures[[a for _, a, _, _ in candidates]], pictures[[b for _, _, b, _ in candidates]]
+    contrast = _contrast(pictures)
+    novel, wide = novelty(old, new), spread(old, new) >= config.least_spread
+    for i in np.flatnonzero(wide & (novel >= config.least_novelty)).tolist():
         _, a, b, off_path = candidates[i]
         if _returns(near, a, b):
             continue
-        # The less straight the path, the more likely it is that motion made it.
+        before, after = _bounds(pictures, a, b)
         if off_path < config.off_path:
-            if new[i] >= config.least_novelty + 1.5 * off_path:
-                yield _span("dissolve", *_bounds(pictures, a, b), pictures, config)
+            # The less straight the path, the more likely it is that motion made it.
+            if novel[i] >= config.least_novelty + 1.5 * off_path:
+                flat = contrast[[a, b]].min() < max(3.0, 0.25 * contrast[[a, b]].max())
+                yield _span("fade" if flat else "dissolve", before, after, pictures, config)
             continue
         edge = sweep(pictures[a : b + 1])
-        if edge is not None and edge.strength + new[i] >= config.wipe_evidence:
-            before, after = _bounds(pictures, a, b)
+        if edge is not None and edge.strength + novel[i] >= config.wipe_evidence:
             slack = (b - a) // 2
             enters, leaves = max(a + edge.enters, a - slack), min(a + edge.leaves, b + slack)
             yield _span("wipe", min(before, enters), max(after, leaves), pictures, config)
@@ -220,9 +224,10 @@ def _returns(near: Distances, before: int, after: int) -> bool:
 
 def _fades(pictures: Floats, near: Distances, config: ShotConfig) -> Iterator[Span]:
     """Stretches of flat frames together with the ramps to and from them."""
-    centred = pictures - pictures.mean((2, 3), keepdims=True)
-    contrast = np.sqrt((_weighted(centred) ** 2).sum((1, 2, 3)))
-    flat = contrast < np.maximum(3.0, config.flat_contrast * _running_max(contrast, SCALES[-1]))
+    contrast = _contrast(pictures)
+    reach = SCALES[-1]
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(contrast, reach), reach + 1).max(-1)
+    flat = contrast < np.maximum(3.0, config.flat_contrast * np.minimum(around[:-reach], around[reach:]))
     turns = np.flatnonzero(np.diff(np.concatenate([[0], flat.astype(np.int8), [0]])))
     tables = [_windows(near, steps) for steps in SCALES if steps < near.count]
     for first, end in zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True):
@@ -286,7 +291,7 @@ def _bounds(pictures: Floats, a: int, b: int) -> tuple[int, int]:
     return first + before, first + after
 
 
-def novelty(first: Floats, second: Floats) -> Floats:
+def novelty(first: Floats, second: Floats) -> NDArray[np.floating]:
     """How much of the second pictures the first ones do not explain [N], 0 to about 1; pictures are [N, 3, SIDE, SIDE].
 
     Explained is what 3x3 blocks of the first one, each moved by up to 3 places, make of it. Mean and contrast are
@@ -301,10 +306,10 @@ def novelty(first: Floats, second: Floats) -> Floats:
             error = ((padded[:, :, dy : dy + SIDE, dx : dx + SIDE] - b) ** 2).sum(1)
             best = np.minimum(best, error.reshape(blocks).sum((2, 4)))
     flat = (a**2).sum((1, 2, 3)) + (b**2).sum((1, 2, 3)) < 0.1
-    return np.where(flat, 1.0, best.sum((1, 2)) / 2)
+    return np.where(flat, np.float32(1), best.sum((1, 2)) / 2)
 
 
-def spread(first: Floats, second: Floats) -> Floats:
+def spread(first: Floats, second: Floats) -> NDArray[np.floating]:
     """Over which share of the frame the change between pictures [N, 3, SIDE, SIDE] is spread [N], 0 to 1.
 
     The participation ratio of the squared differences: 1 if all places change alike, k if a share k of them does.
@@ -350,7 +355,12 @@ def sweep(pictures: Floats) -> Edge | None:
     return Edge(strength, enters, leaves)
 
 
-def _normalised(pictures: Floats) -> Floats:
+def _contrast(pictures: Floats) -> NDArray[np.floating]:
+    """Root mean square deviation of each picture from its mean colour [T]."""
+    return np.sqrt((_weighted(pictures - pictures.mean((2, 3), keepdims=True)) ** 2).sum((1, 2, 3)))
+
+
+def _normalised(pictures: Floats) -> NDArray[np.floating]:
     """Each picture with its planes' means removed, and of unit energy; nearly flat ones are left nearly 0."""
     centred = _weighted(pictures - pictures.mean((2, 3), keepdims=True))
     energy = (centred**2).sum((1, 2, 3), keepdims=True)
@@ -363,10 +373,10 @@ def _weighted(pictures: Floats) -> Floats:
     return pictures * weights[:, None, None]
 
 
-def _distance(one: Floats, other: Floats) -> Floats:
+def _distance(one: Floats, other: Floats) -> NDArray[np.floating]:
     return np.sqrt((_weighted(one - other) ** 2).sum((-3, -2, -1)))
 
 
-def _running_max(values: Floats, reach: int) -> Floats:
+def _running_max(values: NDArray[np.floating], reach: int) -> NDArray[np.floating]:
     padded = np.pad(values, reach)
     return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).max(-1)
