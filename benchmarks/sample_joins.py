@@ -67,7 +67,7 @@ def fill(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + HEIGHT, left : left + WIDTH]
 
 
-def takes_of(path: Path, max_frames: int = 600) -> list[Take]:
+def takes_of(path: Path, max_frames: int = 300) -> list[Take]:
     """The source's takes of a second or more, between PySceneDetect's cuts, without flat frames."""
     detector, frames, cuts = ContentDetector(min_scene_len=0), [], [0]
     with av.open(str(path)) as container:
@@ -80,9 +80,8 @@ def takes_of(path: Path, max_frames: int = 600) -> list[Take]:
                 cuts.append(len(frames))
                 continue
             k = max(WIDTH / frame.width, HEIGHT / frame.height)
-            frames.append(
-                fill(frame.to_ndarray(width=int(frame.width * k), height=int(frame.height * k), format="rgb24"))
-            )
+            small = frame.reformat(int(frame.width * k), int(frame.height * k), "rgb24", interpolation="FAST_BILINEAR")
+            frames.append(fill(small.to_ndarray()))
             if detector.process_frame(FrameTimecode(i, fps), frames[-1]) or frames[-1].std() < 12:
                 cuts.append(len(frames) - 1)
     cuts.append(len(frames))
@@ -250,11 +249,9 @@ def through_codec(frames: Frames, fps: float, crf: int) -> list[Frames]:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         out.mux(stream.encode())
     file.seek(0)
-    decoded = []
     with av.open(file) as container:
-        for frame in container.decode(video=0):
-            decoded.append(frame.reformat(256, 144, "rgb24", interpolation="FAST_BILINEAR").to_ndarray())
-    return decoded
+        decoded = list(container.decode(video=0))
+    return [frame.reformat(256, 144, "rgb24", interpolation="FAST_BILINEAR").to_ndarray() for frame in decoded]
 
 
 def reels(rng: np.random.Generator, takes: list[Take], count: int) -> Iterator[Reel]:

@@ -127,19 +127,21 @@ def paste(canvas: NDArray[Any], sprite: NDArray[Any], x: float, y: float) -> Non
 
     The sprite's last channel is its opacity; the others are the canvas's channels.
     """
-    height, width = sprite.shape[:2]
-    left, top = x - width / 2, y - height / 2
+    left, top = x - sprite.shape[1] / 2, y - sprite.shape[0] / 2
     whole_x, whole_y = int(np.floor(left)), int(np.floor(top))
-    shift = np.array([[1, 0, left - whole_x], [0, 1, top - whole_y]])
-    shifted = cv2.warpAffine(sprite, shift, (width + 1, height + 1))
+    if (left, top) != (whole_x, whole_y):
+        shift = np.array([[1, 0, left - whole_x], [0, 1, top - whole_y]])
+        sprite = cv2.warpAffine(sprite, shift, (sprite.shape[1] + 1, sprite.shape[0] + 1))
+    height, width = sprite.shape[:2]
     x0, y0 = max(whole_x, 0), max(whole_y, 0)
-    x1, y1 = min(whole_x + width + 1, canvas.shape[1]), min(whole_y + height + 1, canvas.shape[0])
+    x1, y1 = min(whole_x + width, canvas.shape[1]), min(whole_y + height, canvas.shape[0])
     if x0 >= x1 or y0 >= y1:
         return
-    part = shifted[y0 - whole_y : y1 - whole_y, x0 - whole_x : x1 - whole_x].astype(np.float32)
-    under = canvas[y0:y1, x0:x1].astype(np.float32)
-    blended = under + (part[..., :-1] - under) * (part[..., -1:] / 255)
-    canvas[y0:y1, x0:x1] = np.clip(blended + 0.5, 0, 255).astype(np.uint8)
+    part = sprite[y0 - whole_y : y1 - whole_y, x0 - whole_x : x1 - whole_x]
+    under = canvas[y0:y1, x0:x1]
+    opacity = part[..., -1].astype(np.float32) * (1 / 255)
+    colours = np.ascontiguousarray(part[..., :-1])
+    under[:] = cv2.blendLinear(colours, np.ascontiguousarray(under), opacity, 1 - opacity).reshape(under.shape)
 
 
 # Plates
@@ -163,9 +165,10 @@ def scattered(
         sprite = resized(sprite, enlarged * (scales[0] + (scales[1] - scales[0]) * depth * rng.uniform(0.85, 1.15)))
         if rng.random() < 0.5:
             sprite = sprite[:, ::-1]
-        y = height * (feet[0] + (feet[1] - feet[0]) * depth) - sprite.shape[0] / 2
-        x = width * ((offset + i * 0.618034 + rng.uniform(-0.06, 0.06)) % 1)  # the golden ratio leaves no gaps
-        paste(plate, sprite, x, y)
+        foot = round(height * (feet[0] + (feet[1] - feet[0]) * depth))
+        # The golden ratio leaves no gaps.
+        left = round(width * ((offset + i * 0.618034 + rng.uniform(-0.06, 0.06)) % 1)) - sprite.shape[1] // 2
+        paste(plate, sprite, left + sprite.shape[1] / 2, foot - sprite.shape[0] / 2)
 
 
 @cache

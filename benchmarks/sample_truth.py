@@ -84,7 +84,9 @@ def facts(truth: Truth, curated: Path) -> Iterator[Fact]:
             holds = bool(rows) and all(not row["keep"] and reasons & set(row["rejected_by"]) for row in rows)
             yield Fact(file.name, f"rejected: {file.expected_reason}", said, holds)
         elif file.content_box:
-            holds = any(row["keep"] for row in rows) and all(inside(file.content_box, row) for row in rows if row["keep"])
+            holds = any(row["keep"] for row in rows) and all(
+                inside(file.content_box, row) for row in rows if row["keep"]
+            )
             yield Fact(file.name, f"cropped: {file.expected_reason}", said, holds)
         else:
             boxes = [file.logo] if file.logo else [line[2:] for line in file.subtitles]

@@ -20,7 +20,7 @@ from tasks.caption import caption
 from tasks.cut import CutConfig, cut
 from tasks.dedup_clips import DedupClipsConfig, dedup_clips
 from tasks.dedup_sources import DedupSourcesConfig, dedup_sources
-from tasks.embed import EmbedConfig, embed
+from tasks.embed import embed
 from tasks.filter import apply_filter
 from tasks.manifest import manifest
 from tasks.motion import MotionConfig, motion
@@ -37,8 +37,8 @@ from tasks.verdict import VerdictConfig, limits, verdict
 class CurationConfig(StepConfig):
     """How each step measures, and in ``verdict`` what is kept. Changing a step's part re-runs it and what follows."""
 
+    verdict: VerdictConfig = Field(VerdictConfig(), description="Thresholds: a change here measures nothing again")
     scan: ScanConfig = ScanConfig()
-    embed: EmbedConfig = EmbedConfig()
     dedup_sources: DedupSourcesConfig = DedupSourcesConfig()
     cut: CutConfig = CutConfig()
     dedup_clips: DedupClipsConfig = DedupClipsConfig()
@@ -47,7 +47,6 @@ class CurationConfig(StepConfig):
     blur: BlurConfig = BlurConfig()
     motion: MotionConfig = MotionConfig()
     aesthetics: AestheticsConfig = AestheticsConfig()
-    verdict: VerdictConfig = Field(VerdictConfig(), description="Thresholds: a change here measures nothing again")
 
 
 def curate_shard(table: str, unique: PrefectFuture[list[str]], config: CurationConfig) -> PrefectFuture[str]:
@@ -87,7 +86,7 @@ def curate_videos(
     progress = Progress(shards)
     with tasks_run_on(task_runner(runner, ray_address)):
         unique = dedup_sources.submit(
-            [embed.submit(scan.submit(shard, config.scan), config.embed) for shard in shards], config.dedup_sources
+            [embed.submit(scan.submit(shard, config.scan)) for shard in shards], config.dedup_sources
         )
         curated = [curate_shard(table, unique, config) for table in unique.result()]
         for _ in as_completed(curated):

@@ -34,11 +34,11 @@ def colourfulness(image: Image) -> float:
 def lite(image: Image) -> float:
     """Score of one picture, RGB uint8 [H, W, 3], from 0 (black or flat) to 10."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    low, mean, high = np.percentile(grey, 2), grey.mean(), np.percentile(grey, 98)
-    exposure = float(np.clip(min(mean / 0.3, (1 - mean) / 0.3), 0, 1))
-    contrast = float(np.clip((high - low) / 0.7, 0, 1))
-    colour = min(1.0, colourfulness(image) / 50)
-    sharpness = float(np.clip(np.log10(1 + laplacian_variance(image)) / 3, 0, 1))
+    mean = float(grey.mean())
+    exposure = min(1.0, mean / 0.25, (1 - mean) / 0.25)
+    contrast = min(1.0, float(grey.std()) / 0.25)
+    colour = min(1.0, colourfulness(image) / 80)
+    sharpness = min(1.0, float(np.log10(1 + laplacian_variance(image))) / 4)
     return 10 * contrast**0.5 * (0.3 * exposure + 0.25 * contrast + 0.2 * colour + 0.25 * sharpness)
 
 

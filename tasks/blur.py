@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from tasks.frame_store import Image, fit
+from tasks.frame_store import Image
 from tasks.step import Clip, Row, StepConfig, score_clips, step_task
 
 VERSION = 1
@@ -17,7 +17,7 @@ VERSION = 1
 
 class BlurConfig(StepConfig):
     frames_max: int = Field(8, ge=1, description="Frames measured per clip, evenly spread")
-    working_side: int = Field(448, ge=64, description="Longest side at which frames are measured, pixels")
+    working_side: int = Field(320, ge=64, description="Longest side at which frames are measured, pixels")
     tiles: int = Field(8, ge=1, description="The frame is measured in this many by this many tiles")
     tile_quantile: float = Field(
         0.9, ge=0, le=1, description="Which tile speaks for the frame; 0.9: a tenth is sharper"
@@ -32,9 +32,7 @@ def laplacian_variance(image: Image, config: BlurConfig = BlurConfig()) -> float
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = config.working_side / max(grey.shape)
-    size = fit(grey.shape[1], grey.shape[0], config.working_side) if scale < 1 else None
-    if size is None:
-        size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
+    size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     laplacian = cv2.Laplacian(grey, cv2.CV_32F)
     rows = np.array_split(laplacian, config.tiles, axis=0)

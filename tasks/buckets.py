@@ -1,4 +1,4 @@
-"""Buckets: the batch a clip can be part of (report, section 5.3): nearest aspect ratio, nearest number of whole seconds."""
+"""Buckets: the batch a clip can be part of (report, section 5.3): nearest aspect ratio, nearest whole second."""
 
 from math import log
 

@@ -162,15 +162,16 @@ def refine(outer: Vectors, inner: Vectors, box: NDArray[np.float64], steps: int 
 
 
 def parts_alike(a: Vectors, b: Vectors) -> float:
-    """Lower quartile of the correlations of two pictures' 16 parts, [T, SIDE, SIDE] each; empty parts agree.
+    """Second lowest of the correlations of two pictures' 16 parts, [T, SIDE, SIDE] each; empty parts agree.
 
-    Over the whole, what slides of one template or two signs in one hall share would outweigh in what they differ.
+    Over the whole, what two slides of one template share would outweigh how they differ. The lowest is left to chance:
+    a hand before the lens, a logo.
     """
     side = SIDE // PARTS
     a, b = (film.reshape(-1, PARTS, side, PARTS, side) for film in (a, b))
     a, b = (film - film.mean(axis=(0, 2, 4), keepdims=True) for film in (a, b))
     cov, a_power, b_power = ((x * y).mean(axis=(0, 2, 4)) + FLAT_NOISE for x, y in ((a, b), (a, a), (b, b)))
-    return float(np.quantile(cov / np.sqrt(a_power * b_power), 0.25))
+    return float(np.sort((cov / np.sqrt(a_power * b_power)).ravel())[1])
 
 
 def agreement(pictures: tuple[Vectors, Vectors], lights: tuple[Vectors, Vectors]) -> float:

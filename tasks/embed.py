@@ -16,7 +16,7 @@ from tasks import storage
 from tasks.frame_store import FrameStore, Image, shrink
 from tasks.step import Row, StepConfig, fields_of, frames_of, result_uri, side_by_side, step_task, with_columns
 
-SIDE = 32  # of a signature's frames, pixels
+SIDE = 48  # of a signature's frames, pixels
 RATE = 2.0  # of a signature's frames, per second
 STRETCH = 32  # frames: a longer source is known by its first, middle and last stretch
 LUMA_SIDE = 160  # of the pictures that borders are sought in
@@ -45,7 +45,10 @@ def border(luma: NDArray[np.uint8]) -> int:
         return 0
     filled = (np.abs(luma - np.float32(level)) > BORDER_RANGE).any(axis=0).mean(axis=1)
     edge = int((filled > 0.5).argmax())
-    return edge if (filled[:edge] > 0.02).sum() <= 2 + 0.02 * len(filled) else 0
+    ragged = int((filled[:edge] > 0.02).sum())
+    if not edge or ragged > 2 + 0.02 * len(filled) or 2 * ragged > edge:
+        return 0
+    return edge + 2  # scaling and coding have blurred its edge
 
 
 def content_box(luma: NDArray[np.uint8]) -> tuple[slice, slice]:

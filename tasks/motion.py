@@ -26,14 +26,14 @@ Mask = NDArray[np.bool_]
 Homography = NDArray[np.float64]
 
 STRIDE = 3  # every third pixel, each way, is judged
-FIT_STRIDE = 3  # the transform is fitted to every third of those
+FIT_STRIDE = 4  # the transform is fitted to every fourth of those
 NOISE_MIN = 0.5  # grey levels squared: what JPEG leaves between two equal pictures
 SLACK = 0.2  # pixels: what flow and fit leave on a background
-SLACK_OF_SPEED = 0.04  # and per pixel of the background's own motion
+SLACK_OF_SPEED = 0.05  # and per pixel of the background's own motion
 POINTS_MIN = 12
 CELLS = 8  # the transforms that were found are compared in this many by this many cells
 SPECK = 0.004  # fraction of the frame: a smaller foreground counts in proportion
-NEGLIGIBLE = 0.05  # of the background's speed: a foreground below is an error of the fit
+NEGLIGIBLE = 0.08  # of the background's speed: a foreground below is an error of the fit
 
 
 class MotionConfig(StepConfig):
@@ -46,7 +46,7 @@ def working_picture(image: Image, side: int) -> Image:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = side / max(grey.shape)
     size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)  # type: ignore[return-value]
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
 def dense_flow(first: Image, second: Image) -> Array:
@@ -77,7 +77,8 @@ def difference(values: Array, second: Array, there: Array, seen: Mask) -> Array:
     """
     found = values - cv2.remap(second, there, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
     found[~seen] = 0
-    found -= cv2.blur(found, (7, 7))
+    found -= cv2.blur(found, (7, 7)) / np.maximum(cv2.blur(seen.astype(np.float32), (7, 7)), 1e-3)
+    found[~seen] = 0
     return np.asarray(found, np.float32)
 
 
@@ -136,8 +137,9 @@ def candidates(here: Array, there: Array) -> list[Homography]:
     found = [np.eye(3)]
     left = np.ones(len(here), bool)
     while len(found) < 3 and np.count_nonzero(left) >= max(POINTS_MIN, len(here) / 10):
+        every = 1 + np.count_nonzero(left) // 300
         transform, inliers = cv2.findHomography(
-            here[left], there[left], cv2.RANSAC, 4 * SLACK, maxIters=300, confidence=0.99
+            here[left][::every], there[left][::every], cv2.RANSAC, 4 * SLACK, maxIters=300, confidence=0.99
         )
         if transform is None or np.count_nonzero(inliers) < POINTS_MIN:
             break
@@ -149,10 +151,9 @@ def candidates(here: Array, there: Array) -> list[Homography]:
 def fit_background(here: Array, there: Array, values: Array, grid: Array, second: Array) -> Homography:
     """The perspective transform of the background, from reliable matches ``here`` to ``there`` [n, 2].
 
-    Of the transforms found it is the one that predicts ``second`` [h, w] from the samples ``values`` at ``grid`` in
-    most parts of the frame, not at most points: a rich subject before a plain wall has most of the points. Parts at
-    the border count twice. A camera that moves moves more than one place: motion that shows in a patch only is a
-    subject's.
+    A transform is judged by how well it predicts ``second`` [h, w] from the samples ``values`` at ``grid``, part by
+    part of the frame, not by its number of matches: a rich subject before a plain wall has most of those. Parts at
+    the border count twice. Motion that shows in one patch only is a subject's, and the camera stands still.
     """
     found = candidates(here, there)
     if len(found) == 1:
@@ -162,22 +163,24 @@ def fit_background(here: Array, there: Array, values: Array, grid: Array, second
     places = [transformed(grid, transform) for transform in found]
     seen = np.logical_and.reduce([within(place, shape) for place in places])
     count = np.bincount(cell[seen], minlength=CELLS**2)
-    errors = np.stack(
-        [
-            np.bincount(cell[seen], difference(values, second, place, seen)[seen] ** 2, CELLS**2) / np.maximum(count, 1)
-            for place in places
-        ]
-    )
-    least, here_seen = errors.min(0), count > 0
-    noise = max(NOISE_MIN, float(np.median(least[here_seen]))) if here_seen.any() else NOISE_MIN
-    texture = cv2.blur(values * values, (7, 7)) - cv2.blur(values, (7, 7)) ** 2
-    textured = np.bincount(cell[seen], texture[seen], CELLS**2) > 4 * noise * count
-    explains = (errors <= 1.15 * least + 0.2 * noise) & here_seen
+
+    def by_cell(error: Array) -> NDArray[np.float64]:
+        return np.bincount(cell[seen], error[seen] ** 2, CELLS**2) / np.maximum(count, 1)
+
+    differences = [difference(values, second, place, seen) for place in places]
+    errors = np.stack([by_cell(error) for error in differences])
+    known, least = count > 0, errors.min(0)
+    noise = max(0.2, float(np.median(least[known]))) if known.any() else 1.0
     border = np.pad(np.ones((CELLS - 2, CELLS - 2)), 1, constant_values=2).ravel()
-    votes = (explains * border).sum(1)
-    for k in np.argsort(-votes, kind="stable"):
-        if k == 0 or spread(textured & here_seen & (errors[k] < 0.97 * errors[0]), here_seen):
-            return aligned(refitted(found[k], here, there, max(shape)), values, grid, second) if k else found[0]
+    votes = ((errors <= 1.15 * least + 0.2 * noise) & known) @ border
+    for k in np.argsort(-votes[1:], kind="stable") + 1:
+        # Where the two predict different pictures, the one that is wrong is off by as much as they differ.
+        apart = by_cell(differences[k] - differences[0])
+        gain = np.where(apart > 0.15 * noise, (errors[0] - errors[k]) / np.maximum(apart, 1e-6), 0)
+        favour, oppose = gain > 0.3, gain < -0.3
+        if border[favour].sum() > 3 * border[oppose].sum() and spread(favour, known):
+            transform = refitted(found[k], here, there, max(shape))
+            return aligned(transform, values[::2, ::2], grid[::2, ::2], second)
     return found[0]
 
 

@@ -64,7 +64,7 @@ def moved(a: Edges, b: Edges) -> bool:
     return bool(changed.sum() >= 0.6 * (edged > 0.01).sum() and changed[rim].sum() >= 5)
 
 
-def different_views(images: Sequence[Image], limit: int = 8) -> list[int]:
+def different_views(images: Sequence[Image], limit: int = 12) -> list[int]:
     """Indices of pictures in each of which the whole scene has moved against all others of them."""
     halves = [Edges.of(shrink(image, SIDE // 2)) for image in images]
     views: list[int] = []
@@ -78,7 +78,7 @@ def fixed_edges(edges: Sequence[Edges], config: OverlayConfig) -> NDArray[np.boo
     """Where an edge [H, W] is the same in nearly all of several views."""
     x, y = np.mean([one.x for one in edges], axis=0), np.mean([one.y for one in edges], axis=0)
     strength = x * x + y * y
-    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < strength / 4 for one in edges)
+    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < 0.45 * strength for one in edges)
     return (strength > config.min_edge**2) & (like >= config.min_share * len(edges))
 
 

@@ -34,12 +34,12 @@ def check_profile(profile: str) -> None:
     """Raise PreflightError where the networks of ``profile`` are not there."""
     if profile != "lite":
         raise PreflightError(
-            f"profile {profile!r} is not part of this release: its networks (PaddleOCR server models, GMFlow, CLIP with "
-            "the LAION head, Qwen2.5-VL) come next. Run with profile 'lite'."
+            f"profile {profile!r} is not part of this release: its networks (PaddleOCR's server models, GMFlow, CLIP "
+            "with the LAION head, Qwen2.5-VL) come next. Run with profile 'lite'."
         )
 
 
-@task(name="preflight", cache_policy=NO_CACHE, persist_result=False)
+@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE, persist_result=False)
 def preflight(
     source: str, output: str, profile: Literal["lite", "paper"], sources_per_shard: int, thresholds: VerdictConfig
 ) -> list[str]:

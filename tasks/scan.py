@@ -74,7 +74,7 @@ class Picture:
         """Longest side TRACK_SIDE, as decoded: what is compared with its like need not be upright."""
         width, height = fit(frame.width, frame.height, TRACK_SIDE)
         small = self._track.reformat(frame, width, height, "rgb24", interpolation=Interpolation.FAST_BILINEAR)
-        return small.to_ndarray()
+        return np.asarray(small.to_ndarray(), np.uint8)
 
     def sample(self, frame: av.VideoFrame) -> Image:
         """Longest side SAMPLE_SIDE, square pixels, upright."""

@@ -30,7 +30,7 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType, str]]] = {
     ],
     "embed": [
         ("embedding", pa.list_(pa.float32()), "unit vector of the source, for duplicate search"),
-        ("signature", pa.binary(), "the source as a film of 32 x 32 luma bytes a frame, to verify duplicates with"),
+        ("signature", pa.binary(), "the source as a film of 48 x 48 luma bytes a frame, to verify duplicates with"),
     ],
     "dedup sources": [
         ("duplicate_of", pa.string(), "source_id (of a source) or clip_id (of a clip) of the copy that stays"),

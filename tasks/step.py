@@ -13,13 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import pyarrow as pa
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import task_run
 from pydantic import BaseModel, ConfigDict
 
 from tasks import storage
@@ -27,7 +26,6 @@ from tasks.crop import Box, crop_of, cut_out
 from tasks.frame_store import Frame, FramePair, FrameStore, Image, open_frames
 from tasks.schema import COLUMNS
 
-P = ParamSpec("P")
 R = TypeVar("R")
 Row = dict[str, Any]
 
@@ -203,14 +201,15 @@ def derive_rows(
     return result
 
 
-def step_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+def step_task(name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
     """Turn a step's function into a Prefect task whose runs are called after the step and the shard.
 
     Prefect's own cache is off: a result is known by its file (see above), also to another server or none.
     """
 
-    def run_name() -> str:
-        table = task_run.parameters.get("table")
+    def run_name(parameters: dict[str, Any]) -> str:
+        table = parameters.get("table")
         return f"{name} · {shard_of(table)}" if isinstance(table, str) else name
 
-    return task(name=name, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)
+    # Prefect's protocol for such a callable asks for more than Prefect uses.
+    return task(name=name, task_run_name=run_name, cache_policy=NO_CACHE, persist_result=False)  # type: ignore[arg-type]

@@ -116,8 +116,9 @@ def find_gradual(pictures: Floats, cuts: list[int], config: ShotConfig) -> list[
 
 def _find_in_run(pictures: Floats, config: ShotConfig) -> list[Span]:
     near = Distances(pictures)
-    spans = list(_fades(pictures, near, config))
-    for span in _replacements(pictures, near, config):
+    tables = [_windows(near, steps) for steps in SCALES if steps < near.count]
+    spans = list(_fades(pictures, tables, config))
+    for span in _replacements(pictures, near, tables, config):
         if all(span.after <= s.before or span.before >= s.after for s in spans):
             spans.append(span)
     return sorted(spans, key=lambda s: s.before)
@@ -140,8 +141,8 @@ class Distances:
                 self._band[first : first + len(diagonal), lag] = np.maximum(diagonal, 0)
 
     def __call__(self, earlier: NDArray[np.intp], later: NDArray[np.intp]) -> Floats:
-        """Squared distances of frame pairs; indices beyond either end are those of the end."""
-        a, b = np.clip(earlier, 0, self.count - 1), np.clip(later, 0, self.count - 1)
+        """Squared distances of frame pairs; an index beyond its end of the run is that of the end."""
+        a, b = np.maximum(earlier, 0), np.minimum(later, self.count - 1)
         return self._band[a, b - a]
 
 
@@ -177,13 +178,11 @@ def _windows(near: Distances, steps: int) -> _Windows:
     return _Windows(before, after, change, off_path / len(inside), outside, drift_before, drift_after)
 
 
-def _replacements(pictures: Floats, near: Distances, config: ShotConfig) -> Iterator[Span]:
+def _replacements(pictures: Floats, near: Distances, tables: list[_Windows], config: ShotConfig) -> Iterator[Span]:
     """Dissolves and wipes, the clearest first; they may overlap."""
     candidates: list[tuple[float, int, int, float]] = []  # score, a, b, off_path
-    for steps in SCALES:
-        if steps >= near.count:
-            break
-        w = _windows(near, steps)
+    for w in tables:
+        steps = int(w.after[0] - w.before[0])
         drift = np.maximum(w.drift_before, w.drift_after)
         fits = (w.change >= config.least_change**2) & (w.off_path < 0.3) & (w.outside < 1.4) & (drift < config.drift)
         score = np.where(fits, np.sqrt(w.change) * (1 - 2 * w.off_path - (w.drift_before + w.drift_after)), 0)
@@ -222,14 +221,13 @@ def _returns(near: Distances, before: int, after: int) -> bool:
     return bool(min(later, earlier) < 0.25 * change)
 
 
-def _fades(pictures: Floats, near: Distances, config: ShotConfig) -> Iterator[Span]:
+def _fades(pictures: Floats, tables: list[_Windows], config: ShotConfig) -> Iterator[Span]:
     """Stretches of flat frames together with the ramps to and from them."""
     contrast = _contrast(pictures)
     reach = SCALES[-1]
     around = np.lib.stride_tricks.sliding_window_view(np.pad(contrast, reach), reach + 1).max(-1)
     flat = contrast < np.maximum(3.0, config.flat_contrast * np.minimum(around[:-reach], around[reach:]))
     turns = np.flatnonzero(np.diff(np.concatenate([[0], flat.astype(np.int8), [0]])))
-    tables = [_windows(near, steps) for steps in SCALES if steps < near.count]
     for first, end in zip(turns[::2].tolist(), turns[1::2].tolist(), strict=True):
         last = end - 1
         out = _best_ramp(tables, first, config.off_path, config, out=True)
@@ -370,7 +368,7 @@ def _normalised(pictures: Floats) -> NDArray[np.floating]:
 def _weighted(pictures: Floats) -> Floats:
     """Scaled so that a sum of squares is a mean square in luma levels."""
     weights = np.array([1, CHROMA_WEIGHT, CHROMA_WEIGHT], np.float32) / SIDE
-    return pictures * weights[:, None, None]
+    return (pictures * weights[:, None, None]).astype(np.float32, copy=False)
 
 
 def _distance(one: Floats, other: Floats) -> NDArray[np.floating]:

@@ -118,7 +118,7 @@ def test_subtitles_are_inside_their_boxes(library: tuple[Path, Truth]) -> None:
     assert clean_rows > 0.75  # a crop that keeps three quarters is free of text
     for start, end, x, y, width, height in file.subtitles:
         inside = frames[int((start + end) / 2 * 24)][y : y + height, x : x + width].min(axis=2)
-        assert (inside > 220).mean() > 0.1  # the letters
+        assert (inside > 200).mean() > 0.1  # the letters
         assert (inside < 60).mean() > 0.1  # their outline
 
 
@@ -144,7 +144,7 @@ def test_logo_stands_still_while_the_picture_moves(library: tuple[Path, Truth]) 
 def test_truncated_file_opens_and_breaks_off(library: tuple[Path, Truth]) -> None:
     path, file = by_kind(library, "truncated")
     with av.open(str(path)) as container:
-        assert container.duration / av.time_base == pytest.approx(file.duration_s)
+        assert container.duration == pytest.approx(file.duration_s * av.time_base)
         assert 0.1 < file.surviving_fraction < 0.9
         with pytest.raises(av.FFmpegError):
             list(container.decode(video=0))

@@ -39,7 +39,7 @@ def test_a_new_source_changes_few_shards():
     sources = listing(5000)
     new = {"source_uri": "/videos/02500b.mp4", "bytes": 1, "version": "1"}
     before = {tuple(s["source_uri"] for s in shard) for shard in shards_of(sources, 64)}
-    after = {tuple(s["source_uri"] for s in shard) for shard in shards_of(sources[:2501] + [new] + sources[2501:], 64)}
+    after = {tuple(s["source_uri"] for s in shard) for shard in shards_of([*sources[:2501], new, *sources[2501:]], 64)}
     assert len(after - before) <= 4
 
 
