@@ -43,7 +43,7 @@ bench: setup
 # Resolve anew after a change to the dependencies in pyproject.toml.
 lock: $(BIN)/uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
-		--extra dev pyproject.toml --output-file requirements.lock
+		--extra dev --extra ray pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -325,8 +325,14 @@ def build(out: Path, seed: int = 0, quick: bool = False) -> Truth:
     def sized(name: str, width: int, height: int) -> Scene:
         return replace(cast[name], width=width, height=height)
 
+    def pair(first: str, second: str) -> list[Scene]:
+        return [cast[first], cast[second]]
+
     pan = cast["garden-day"] if quick else sized("garden-day", 1280, 720)
-    cuts = [cast[name] for name in ("blossoms-day", "facade-day", "leaves-day")]
+    cuts = pair("blossoms-day", "facade-day") + ([] if quick else [cast["leaves-day"]])
+    dissolve = partial(_edited, shots=pair("meadow-dusk", "lake-autumn"), transition="dissolve", transition_s=1.0)
+    fade = partial(_edited, shots=pair("skyline-dusk", "forest-autumn"), transition="fade", transition_s=1.5)
+    wipe = partial(_edited, shots=pair("blossoms-violet", "facade-winter"), transition="wipe", transition_s=1.0)
     street = replace(cast["facade-day"], name="billboards-day", paint=billboards)
     makers: dict[str, Callable[[Path], FileTruth]] = {
         "pan": partial(_plain, scene=pan, shot_s=shot_s),
@@ -337,28 +343,10 @@ def build(out: Path, seed: int = 0, quick: bool = False) -> Truth:
         "rotated": partial(_rotated, scene=sized("facade-jungle", 360, 640), shot_s=5),
         "late_variable_rate": partial(_variable_rate, scene=cast["skyline-violet"], shot_s=5, seed=seed),
         "photograph": partial(_photograph, scene=sized("blossoms-winter", 1280, 720)),
-        "cuts": partial(_edited, shots=cuts[:2] if quick else cuts, shot_s=min(shot_s, 4)),
-        "dissolve": partial(
-            _edited,
-            shots=[cast["meadow-dusk"], cast["lake-autumn"]],
-            shot_s=min(shot_s, 4),
-            transition="dissolve",
-            transition_s=1.0,
-        ),
-        "fade": partial(
-            _edited,
-            shots=[cast["skyline-dusk"], cast["forest-autumn"]],
-            shot_s=4,
-            transition="fade",
-            transition_s=1.5,
-        ),
-        "wipe": partial(
-            _edited,
-            shots=[cast["blossoms-violet"], cast["facade-winter"]],
-            shot_s=4,
-            transition="wipe",
-            transition_s=1.0,
-        ),
+        "cuts": partial(_edited, shots=cuts, shot_s=min(shot_s, 4)),
+        "dissolve": partial(dissolve, shot_s=min(shot_s, 4)),
+        "fade": partial(fade, shot_s=4),
+        "wipe": partial(wipe, shot_s=4),
         "subtitles": partial(_subtitled, scene=cast["postcard-day"], shot_s=shot_s),
         "logo": partial(_with_logo, scene=cast["meadow-violet"], shot_s=shot_s),
         "letterbox": partial(_letterboxed, scene=sized("lake-winter", 960, 540), shot_s=5),

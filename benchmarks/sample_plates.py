@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_sample_image  # type: ignore[import-untyped]
+from sklearn.datasets import load_sample_image
 
 Frame = NDArray[Any]  # (height, width, 3) uint8 RGB
 Sprite = NDArray[Any]  # (height, width, 4) uint8 RGB and alpha
@@ -240,7 +240,7 @@ def meadow(rng: Rng, width: int, height: int) -> Frame:
     horizon = int(height * 0.35)
     plate = sky(width, height)
     plate[horizon:] = leaves(rng, width, height - horizon)
-    scattered(plate, rng, [bush()], width // 14, (0.4, 0.45), (0.25, 0.4))
+    scattered(plate, rng, [bush()], width // 14, (0.38, 0.43), (0.3, 0.45))
     hues = rng.choice([0, 15, 130, 150, 165], 3, replace=False)
     scattered(plate, rng, dahlias(*hues), width // 4, (0.46, 1.25), (0.05, 0.5))
     return plate

@@ -35,10 +35,10 @@ Vectors = NDArray[np.float32]
 
 class DedupSourcesConfig(StepConfig):
     similarity_sparse: float = Field(
-        0.75, gt=0, le=1, description="Sources this alike are duplicates: in a sparse cluster"
+        0.65, gt=0, le=1, description="Sources this alike are duplicates: in a sparse cluster"
     )
     similarity_dense: float = Field(
-        0.65, gt=0, le=1, description="Sources this alike are duplicates: in a dense cluster"
+        0.55, gt=0, le=1, description="Sources this alike are duplicates: in a dense cluster"
     )
     candidate_cosine: float = Field(0.7, ge=-1, le=1, description="Embeddings less alike than this are not verified")
     neighbours: int = Field(64, gt=0, description="Nearest sources by embedding that a source is compared with")

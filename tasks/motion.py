@@ -42,7 +42,7 @@ class MotionConfig(StepConfig):
 
 
 def working_picture(image: Image, side: int) -> Image:
-    """Grey uint8 [h, w] with a longest side of ``side``, so that what is small in pixels is equally small everywhere."""
+    """Grey uint8 [h, w] with a longest side of ``side``: what is small in pixels is then equally small everywhere."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = side / max(grey.shape)
     size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
@@ -143,8 +143,8 @@ def candidates(here: Array, there: Array) -> list[Homography]:
         )
         if transform is None or np.count_nonzero(inliers) < POINTS_MIN:
             break
-        found.append(transform)
-        left &= np.hypot(*(transformed(here, transform) - there).T) > 1
+        found.append(np.asarray(transform, np.float64))
+        left &= np.hypot(*(transformed(here, found[-1]) - there).T) > 1
     return found
 
 

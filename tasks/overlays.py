@@ -35,6 +35,7 @@ VERSION = 1
 SIDE = 480  # longest side of the pictures in which overlays are sought
 GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moved
 MIN_VIEWS = 4  # fewer different views of a source cannot tell an overlay from the scene
+SPREAD = 0.45  # how far, squared, a view's gradient may be from the mean one: the scene shows through or changes it
 MAX_FOUND = 6  # more things that stay fixed are a scene that does
 
 
@@ -64,7 +65,7 @@ def moved(a: Edges, b: Edges) -> bool:
     return bool(changed.sum() >= 0.6 * (edged > 0.01).sum() and changed[rim].sum() >= 5)
 
 
-def different_views(images: Sequence[Image], limit: int = 12) -> list[int]:
+def different_views(images: Sequence[Image], limit: int = 8) -> list[int]:
     """Indices of pictures in each of which the whole scene has moved against all others of them."""
     halves = [Edges.of(shrink(image, SIDE // 2)) for image in images]
     views: list[int] = []
@@ -78,7 +79,7 @@ def fixed_edges(edges: Sequence[Edges], config: OverlayConfig) -> NDArray[np.boo
     """Where an edge [H, W] is the same in nearly all of several views."""
     x, y = np.mean([one.x for one in edges], axis=0), np.mean([one.y for one in edges], axis=0)
     strength = x * x + y * y
-    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < 0.45 * strength for one in edges)
+    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < SPREAD * strength for one in edges)
     return (strength > config.min_edge**2) & (like >= config.min_share * len(edges))
 
 
@@ -101,18 +102,30 @@ def find_overlays(images: Sequence[Image], config: OverlayConfig) -> list[Box]:
     frame = Box(0, 0, width, height)
     edges = [Edges.of(images[view]) for view in views]
     fixed = fixed_edges(edges, config)
-    mask = cv2.morphologyEx(fixed.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 15), np.uint8))
     inset_x, inset_y = round(width * config.margin), round(height * config.margin)
     middle = padded(frame, -inset_x, -inset_y, frame)
     found = []
+    for box in clusters(fixed, 15, config.max_area * frame.area):
+        edge_pixels = fixed[box.y : box.y + box.h, box.x : box.x + box.w]
+        if edge_pixels.sum() < max(20, 0.04 * box.area) or min(box.w, box.h) < 5:
+            continue
+        if box.meet(middle).area <= box.area / 2 and roundness(edges[0].inside(box), edge_pixels) > 0.2:
+            found.append(padded(box, 4 + box.w // 12, 4 + box.h // 12, frame))
+    return merged(found) if len(found) <= MAX_FOUND else []
+
+
+def clusters(pixels: NDArray[np.bool_], gap: int, max_area: float) -> list[Box]:
+    """Boxes around pixels that lie within ``gap`` of each other; smaller gaps part what would be over ``max_area``."""
+    mask = cv2.morphologyEx(pixels.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((gap * 3 // 5, gap), np.uint8))
+    boxes = []
     for x, y, w, h, _ in cv2.connectedComponentsWithStats(mask)[2][1:].tolist():
         box = Box(x, y, w, h)
-        edge_pixels = int(fixed[y : y + h, x : x + w].sum())
-        if edge_pixels < max(20, 0.04 * box.area) or min(w, h) < 5 or box.area > config.max_area * frame.area:
-            continue
-        if box.meet(middle).area <= box.area / 2 and roundness(edges[0].inside(box), fixed[y : y + h, x : x + w]) > 0.2:
-            found.append(padded(box, 4 + w // 12, 4 + h // 12, frame))
-    return merged(found) if len(found) <= MAX_FOUND else []
+        if box.area <= max_area:
+            boxes.append(box)
+        elif gap > 5:
+            part = clusters(pixels[y : y + h, x : x + w], gap - 5, max_area)
+            boxes += [Box(x + inner.x, y + inner.y, inner.w, inner.h) for inner in part]
+    return boxes
 
 
 def crop_overlays(crop: Box, content: Box, overlays: Sequence[Box], min_area: float) -> Box:

@@ -153,9 +153,7 @@ class _Windows:
     before: NDArray[np.intp]
     after: NDArray[np.intp]
     change: Floats  # squared distance of A and B
-    off_path: NDArray[
-        np.floating
-    ]  # mean squared distance from the straight path, as a share of change: 0 dissolve, 1/6 wipe
+    off_path: NDArray[np.floating]  # mean squared distance from the path, as a share: dissolve 0, wipe 1/6
     outside: Floats  # largest (|X-A|^2 + |X-B|^2) / |A-B|^2: more than 1 is outside the ball
     drift_before: Floats  # squared drift of A's shot just before, as a share of change
     drift_after: Floats
