@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 
 from benchmarks.sample_scenes import scenes
 from tasks import storage
-from tasks.dedup_sources import DedupSourcesConfig, dedup_sources, similarity
+from tasks.dedup_sources import DedupSourcesConfig, dedup_sources
 from tasks.embed import SIDE, embed
+from tasks.same_film import similarity
 from tasks.scan import scan
 from tasks.sources import VIDEO, extension, find_sources, write_shards
 from tasks.step import Row, side_by_side

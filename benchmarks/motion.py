@@ -67,7 +67,8 @@ class Case:
             matrix = np.array([[cos, sin, 0], [-sin, cos, 0]])
             shift = np.array([np.cos(self.angle), np.sin(self.angle)]) * self.pan * diagonal * t
             matrix[:, 2] = np.array(plate.shape[1::-1]) / 2 - matrix[:, :2] @ ((np.array(size) - 1) / 2) - shift
-            frame = cv2.warpAffine(plate, matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+            seen = cv2.warpAffine(plate, matrix, size, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+            frame = np.asarray(seen, np.uint8)
             if self.subject is not None:
                 orbit = 0.12 * diagonal
                 x, y = (orbit * f(self.speed * diagonal / orbit * t + 1) for f in (np.cos, np.sin))
@@ -77,7 +78,7 @@ class Case:
                 radius = np.sqrt(self.area * self.width * self.height / np.pi)
                 alpha = np.clip(radius - np.hypot(xs - x, ys - y) + 0.5, 0, 1)[..., None]
                 frame = (frame * (1 - alpha) + cloth * alpha).astype(np.uint8)
-            yield halved(frame) if half_size else np.asarray(frame, np.uint8)
+            yield halved(frame) if half_size else frame
 
 
 def halved(frame: Image) -> Image:
@@ -108,11 +109,8 @@ def decoded(path: Path, seconds: float) -> tuple[list[Image], float]:
         frames: list[Image] = []
         for frame in container.decode(video=0):
             scale = min(1.0, 1280 / frame.width)
-            frames.append(
-                frame.to_ndarray(
-                    width=int(frame.width * scale) // 2 * 2, height=int(frame.height * scale) // 2 * 2, format="rgb24"
-                )
-            )
+            width, height = (int(n * scale) // 2 * 2 for n in (frame.width, frame.height))
+            frames.append(np.asarray(frame.to_ndarray(width=width, height=height, format="rgb24"), np.uint8))
             if len(frames) >= seconds * rate:
                 break
     return frames, rate
@@ -194,11 +192,11 @@ def main() -> None:
         if not pairs:
             continue
         full = clip_speeds(pairs)
-        small, slow = clip_speeds(pairs_of([halved(f) for f in frames], fps)[0]), pairs_of(frames[::2], fps / 2)[0]
+        small, fewer = clip_speeds(pairs_of([halved(f) for f in frames], fps)[0]), pairs_of(frames[::2], fps / 2)[0]
         size["real"] += departure(full, small)
-        if slow:
-            rate["real"] += departure(full, clip_speeds(slow))
-        show(path.name, "", full, departure(full, small), departure(full, clip_speeds(slow)) if slow else [0.0])
+        if fewer:
+            rate["real"] += departure(full, clip_speeds(fewer))
+        show(path.name, "", full, departure(full, small), departure(full, clip_speeds(fewer)) if fewer else [0.0])
     print()
     for kind, values in ratios.items():
         under = sum(value < 0.1 for value in values)

@@ -1,13 +1,13 @@
 """Dedup clips: of clips of one source that show the same, the best stays (report, section 3.1).
 
-The report computes pairwise similarities of a source's clips and discards the highly similar ones. Here one is discarded
-only if it shows nothing that the other does not: a frozen picture, a loop, an intro that returns, a locked-off
-camera before which nothing moves. All frames of the scan's track are compared, so that a repeat is recognised wherever
-in time it starts.
+The report computes pairwise similarities of a source's clips and discards the highly similar ones. Here one is
+discarded only if it shows nothing that the other does not: a frozen picture, a loop, an intro that returns, a
+locked-off camera before which nothing moves. All frames of the scan's track are compared, so that a repeat is
+recognised wherever in time it starts.
 
-The threshold, measured on the clips of 14 real videos (12 x 12 pixels, worst sixteenth of the worst frame): a still take
-repeats itself to within 1 grey level; the closest clips of one take in which people talk or move are 19 apart, the same of
-dj_video4 (static camera, two people moving) 47. At 5, encoding noise goes, and what moves stays.
+The threshold, measured on the clips of 14 real videos (12 x 12 pixels, the worst sixteenth of the worst frame): a still
+take repeats itself to within 1 grey level; the closest clips of one take in which people talk are 19 apart, those of
+dj_video4 (still camera, two people moving) 47. At 5, coding noise goes and what moves stays.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ class DedupClipsConfig(StepConfig):
 def difference(a: Track, b: Track) -> float:
     """How far clip ``b`` shows what clip ``a`` does not: grey levels, root mean square.
 
-    Frames of ``b`` are held against the frames of ``a`` that are most like them, in any order; the frame that differs most
-    counts, and in it the part of the picture that does.
+    Frames of ``b`` are held against the frames of ``a`` that are most like them, in any order; the frame that differs
+    most counts, and in it the part of the picture that does.
     """
     b = b[np.unique(np.linspace(0, len(b) - 1, COMPARED).astype(int))]
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)

@@ -60,7 +60,8 @@ def content_box(luma: NDArray[np.uint8]) -> tuple[slice, slice]:
 
 def film_of(images: Sequence[Image]) -> Film:
     """RGB pictures of one size as luma without borders, squeezed to [T, SIDE, SIDE]."""
-    luma = np.stack([cv2.cvtColor(shrink(image, LUMA_SIDE), cv2.COLOR_RGB2GRAY) for image in images])
+    gray = [cv2.cvtColor(shrink(image, LUMA_SIDE), cv2.COLOR_RGB2GRAY) for image in images]
+    luma = np.stack(gray).astype(np.uint8)
     rows, columns = content_box(luma)
     return np.stack([cv2.resize(plane[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for plane in luma])
 

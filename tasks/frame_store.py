@@ -65,13 +65,18 @@ def fit(width: int, height: int, longest: int) -> tuple[int, int]:
 
 
 def shrink(image: Image, longest: int) -> Image:
-    """The picture scaled down by area averaging to at most ``longest`` on its longest side."""
-    size = fit(image.shape[1], image.shape[0], longest)
-    return image if size == image.shape[1::-1] else cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    """The picture scaled down, without aliasing, to at most ``longest`` on its longest side."""
+    height, width = image.shape[:2]
+    size = fit(width, height, longest)
+    if size == (width, height):
+        return image
+    # Above one half, two-tap interpolation leaves no pixel out, and is ten times faster than areas.
+    method = cv2.INTER_LINEAR if 2 * size[0] >= width else cv2.INTER_AREA
+    return cv2.resize(image, size, interpolation=method)  # type: ignore[return-value]
 
 
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:
-    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def decode_jpeg(jpeg: bytes) -> Image:

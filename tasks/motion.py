@@ -133,17 +133,26 @@ def tukey(error: NDArray[np.floating], reach: float) -> NDArray[np.floating]:
 
 
 def candidates(here: Array, there: Array) -> list[Homography]:
-    """Transforms that may be the background's: no motion, the most common one, and the most common of the rest."""
+    """Transforms that may be the background's: no motion, the most common one, and the most common of the rest.
+
+    These are affine, which needs few matches to be stable; what is kept becomes perspective when it is refitted.
+    """
     found = [np.eye(3)]
     left = np.ones(len(here), bool)
     while len(found) < 3 and np.count_nonzero(left) >= max(POINTS_MIN, len(here) / 10):
         every = 1 + np.count_nonzero(left) // 300
-        transform, inliers = cv2.findHomography(
-            here[left][::every], there[left][::every], cv2.RANSAC, 4 * SLACK, maxIters=300, confidence=0.99
+        transform, inliers = cv2.estimateAffine2D(
+            np.ascontiguousarray(here[left][::every]),
+            np.ascontiguousarray(there[left][::every]),
+            method=cv2.RANSAC,
+            ransacReprojThreshold=5 * SLACK,
+            maxIters=300,
+            confidence=0.99,
+            refineIters=2,
         )
         if transform is None or np.count_nonzero(inliers) < POINTS_MIN:
             break
-        found.append(np.asarray(transform, np.float64))
+        found.append(np.vstack([transform, (0.0, 0.0, 1.0)]))
         left &= np.hypot(*(transformed(here, found[-1]) - there).T) > 1
     return found
 

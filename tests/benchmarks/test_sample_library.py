@@ -138,7 +138,10 @@ def test_logo_stands_still_while_the_picture_moves(library: tuple[Path, Truth]) 
     assert file.logo is not None
     x, y, width, height = file.logo
     deviation = np.array(decoded(path)[::12]).std(axis=0).mean(axis=2)
-    assert deviation[y : y + height, x : x + width].mean() < 0.3 * deviation.mean()
+    mark = deviation[
+        y + height // 4 : y + 3 * height // 4, x + width // 4 : x + 3 * width // 4
+    ]  # not its box's corners
+    assert mark.mean() < 0.4 * deviation.mean()
 
 
 def test_truncated_file_opens_and_breaks_off(library: tuple[Path, Truth]) -> None:
