@@ -74,10 +74,10 @@ class Case:
                 x, y = (orbit * f(self.speed * diagonal / orbit * t + 1) for f in (np.cos, np.sin))
                 cloth = covering(self.subject, self.width, self.height)
                 place = np.array([[1, 0, x], [0, 1, y]])
-                cloth = cv2.warpAffine(cloth, place, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+                disc = cv2.warpAffine(cloth, place, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
                 radius = np.sqrt(self.area * self.width * self.height / np.pi)
                 alpha = np.clip(radius - np.hypot(xs - x, ys - y) + 0.5, 0, 1)[..., None]
-                frame = (frame * (1 - alpha) + cloth * alpha).astype(np.uint8)
+                frame = (frame * (1 - alpha) + disc * alpha).astype(np.uint8)
             yield halved(frame) if half_size else frame
 
 

@@ -4,14 +4,19 @@ Shots are found in the track that the scan recorded, so another threshold needs 
 clips of 3 to 6 s; the frames of a gradual transition belong to none. A shot too short for a clip is a row as well.
 """
 
+from collections.abc import Sequence
+
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from tasks import storage
+from tasks.frame_store import FrameStore, open_frames
 from tasks.schema import table as schema_table
-from tasks.shots import ShotConfig, detect_shots, split_shot
+from tasks.shots import Shot, ShotConfig, Transition, detect_transitions, split_shot
 from tasks.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
+from tasks.views import moved_view
 
 VERSION = 1
 
@@ -32,14 +37,40 @@ def clip_row(source: Row, start_s: float, end_s: float) -> Row:
     return source | {"clip_id": clip_id} | times | whole
 
 
+def join_pans(shots: Sequence[Shot], doubtful: Sequence[Transition], store: FrameStore) -> list[Shot]:
+    """The shots, those joined again between which a transition was suspected and the camera only moved."""
+
+    def is_pan(change: Transition) -> bool:
+        before, after = np.searchsorted(store.times_s, [change.start_s, change.end_s])
+        if before == 0 or after == len(store.times_s):
+            return False
+        times = store.times_s[[before - 1, after]]
+        first, second = (store.frames(time_s, np.nextafter(time_s, np.inf))[0].image for time_s in times)
+        return moved_view(first, second)
+
+    pans = [change for change in doubtful if is_pan(change)]
+    joined: list[Shot] = []
+    for shot in shots:
+        if joined and any(joined[-1].end_s <= pan.start_s and pan.end_s <= shot.start_s for pan in pans):
+            joined[-1] = Shot(joined[-1].start_s, shot.end_s)
+        else:
+            joined.append(shot)
+    return joined
+
+
 def clips_of(source: Row, root: str, config: CutConfig) -> list[Row]:
     """The rows that one source becomes: its clips, or itself where there is nothing to cut."""
     if source["rejected_by"]:
         return [source]
     if not source["fps"] and not source["duration_s"]:
         return [clip_row(source, source["start_s"], source["start_s"])]
-    with fsspec.open(storage.join(root, source["frames_uri"], "track.parquet"), "rb") as file:
-        shots = detect_shots(pq.ParquetFile(file).iter_batches(), config.shots)
+    folder = storage.join(root, source["frames_uri"])
+    with fsspec.open(storage.join(folder, "track.parquet"), "rb") as file:
+        shots, transitions = detect_transitions(pq.ParquetFile(file).iter_batches(), config.shots)
+    doubtful = [change for change in transitions if change.kind in ("dissolve", "wipe")]
+    if doubtful:
+        with open_frames(storage.join(folder, "samples.parquet")) as store:
+            shots = join_pans(shots, doubtful, store)
     spans = [span for shot in shots for span in split_shot(shot, config.clip_min_s, config.clip_max_s)]
     rows = [clip_row(source, *span) for span in spans]
     for row in rows:

@@ -120,20 +120,28 @@ def find_duplicates(rows: list[Row], film: Callable[[Row], Film], config: DedupS
     return copies
 
 
+def read_sources(table: str) -> list[Row]:
+    """The rows of a shard as far as they decide, ``embedding`` as an array."""
+    columns = ["source_uri", "source_id", "width", "height", "bit_rate", "duration_s"]
+    found = storage.read_table(table, [*columns, "embedding"])
+    vectors = [vector.values.to_numpy() if vector.is_valid else None for vector in found["embedding"]]
+    rows = found.drop_columns("embedding").to_pylist()
+    return [row | {"embedding": vector} for row, vector in zip(rows, vectors, strict=True)]
+
+
 def decide(tables: Sequence[str], config: DedupSourcesConfig) -> list[list[str | None]]:
     """``duplicate_of`` of every row of every table."""
-    columns = ["source_uri", "source_id", "width", "height", "bit_rate", "duration_s", "error", "embedding"]
-    shards = [storage.read_table(table, columns).to_pylist() for table in tables]
+    shards = [read_sources(table) for table in tables]
     first: dict[str, Row] = {}
     place: dict[str, tuple[str, int]] = {}
     for table, rows in zip(tables, shards, strict=True):
         for number, row in enumerate(rows):
             known = first.get(row["source_id"])
-            if row["embedding"] and (known is None or row["source_uri"] < known["source_uri"]):
+            if row["embedding"] is not None and (known is None or row["source_uri"] < known["source_uri"]):
                 first[row["source_id"]] = row
                 place[row["source_id"]] = table, number
 
-    @lru_cache(maxsize=4)
+    @lru_cache(maxsize=32)
     def signatures(table: str) -> pa.ChunkedArray:
         return storage.read_table(table, ["signature"])["signature"]
 
@@ -144,7 +152,7 @@ def decide(tables: Sequence[str], config: DedupSourcesConfig) -> list[list[str |
     copies = find_duplicates(list(first.values()), film, config)
 
     def duplicate_of(row: Row) -> str | None:
-        known = first.get(row["source_id"]) if row["embedding"] else None
+        known = first.get(row["source_id"]) if row["embedding"] is not None else None
         if known is None:
             return None
         same_bytes = row["source_id"] if known["source_uri"] != row["source_uri"] else None

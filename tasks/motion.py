@@ -200,8 +200,9 @@ def spread(moving: Mask, seen: Mask) -> bool:
         return False
     cells = moving.reshape(CELLS, CELLS)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     top, bottom, left, right = (bool(side.any()) for side in (cells[0], cells[-1], cells[:, 0], cells[:, -1]))
-    share = cells.mean()
-    return bool(top + bottom + left + right >= 3 or share > 0.7 or (left and right and share > 0.15))
+    corner, share = bool(cells[:: max(1, len(cells) - 1), :: max(1, cells.shape[1] - 1)].any()), cells.mean()
+    around = corner and top + bottom + left + right >= 3
+    return bool(around or share > 0.7 or (left and right and share > 0.15))
 
 
 def visible_length(vectors: Array, picture: Image) -> tuple[Array, Array]:

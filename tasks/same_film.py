@@ -80,8 +80,8 @@ def correlation(a: Films, b: Films, noise: float = 0.0) -> float:
 
 def warp(film: Films, box: NDArray[np.float64]) -> Films:
     """The part ``box`` (top, height, left, width, as fractions) of a film, at SIDE x SIDE again."""
-    seen: Films = sampling(box[0], box[1], SIDE) @ film @ sampling(box[2], box[3], SIDE).T
-    return seen
+    rows, columns = sampling(box[0], box[1], SIDE), sampling(box[2], box[3], SIDE)
+    return np.asarray(rows @ film @ columns.T, np.float32)
 
 
 def seed(outer: Films, inner: Films, max_shift: int) -> tuple[float, int, NDArray[np.float64]]:

@@ -83,7 +83,7 @@ def schema(last_step: str) -> pa.Schema:
             pa.field(name, kind, metadata={"meaning": meaning})
             for step in steps
             for name, kind, meaning in COLUMNS[step]
-            if name != "embedding" or last_step == "embed"
+            if step != "embed" or last_step == "embed"
         ]
     )
 

@@ -40,7 +40,7 @@ class VerdictConfig(StepConfig):
     motion_max: float | None = Field(
         1.0, ge=0, description="Largest motion, frame diagonals per second: above, the picture is a blur"
     )
-    aesthetic_min: float | None = Field(3.0, ge=0, description="Smallest aesthetic score")
+    aesthetic_min: float | None = Field(2.0, ge=0, description="Smallest aesthetic score")
     filters: tuple[FilterLimit, ...] = Field((), description="Filters of your own, run before the verdict")
 
 

@@ -22,7 +22,7 @@ def shots(tmp_path, monkeypatch):
     folder.mkdir()
     pa.parquet.write_table(pa.table({"time_s": pa.array([], pa.float64())}), folder / "track.parquet")
     found: list[Shot] = []
-    monkeypatch.setattr(module, "detect_shots", lambda track, config: found)
+    monkeypatch.setattr(module, "detect_transitions", lambda track, config: (found, []))
     return found
 
 
