@@ -11,6 +11,7 @@ false alarms cost.
 import argparse
 import importlib.util
 import inspect
+import io
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from scenedetect import FrameTimecode, SceneDetector
 from scenedetect.detectors import AdaptiveDetector, ContentDetector, HistogramDetector
 
 from benchmarks.sample_joins import GRADUAL, SUFFIXES, UNFIT, Reel, photograph_takes, reels, takes_of
+from tasks.cut import pans_among
+from tasks.frame_store import FrameStore, FrameStoreWriter
 from tasks.shots import FrameTrack, ShotConfig, detect_transitions
 
 DEFAULT_FOLDER = Path(__file__).parents[2] / "shared" / "media"
@@ -88,8 +91,20 @@ class Tally:
         return rows
 
 
+def samples(reel: Reel) -> FrameStore:
+    """The frame store that the scan would make of a reel, two samples a second."""
+    file = io.BytesIO()
+    writer = FrameStoreWriter(file)
+    for i in range(0, len(reel.frames), max(1, round(reel.fps / 2))):
+        writer.add(i / reel.fps, reel.frames[i], None, None)
+    writer.close()
+    return FrameStore(file)
+
+
 def ours(reel: Reel, track: pa.Table, config: ShotConfig) -> tuple[list[int], list[tuple[int, int]]]:
-    transitions = detect_transitions(track, config)[1]
+    found = detect_transitions(track, config)[1]
+    pans = pans_among(found, samples(reel))
+    transitions = [transition for transition in found if transition not in pans]
     spans = [(round(t.start_s * reel.fps), round(t.end_s * reel.fps)) for t in transitions]
     cuts = [a for t, (a, b) in zip(transitions, spans, strict=True) if t.kind == "cut"]
     return cuts, [(a, b) for a, b in spans if b > a]

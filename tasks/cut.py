@@ -37,18 +37,22 @@ def clip_row(source: Row, start_s: float, end_s: float) -> Row:
     return source | {"clip_id": clip_id} | times | whole
 
 
-def join_pans(shots: Sequence[Shot], doubtful: Sequence[Transition], store: FrameStore) -> list[Shot]:
-    """The shots, those joined again between which a transition was suspected and the camera only moved."""
+def pans_among(transitions: Sequence[Transition], store: FrameStore) -> list[Transition]:
+    """The suspected dissolves and wipes during which the camera only moved, by the samples on either side."""
 
     def is_pan(change: Transition) -> bool:
         before, after = np.searchsorted(store.times_s, [change.start_s, change.end_s])
-        if before == 0 or after == len(store.times_s):
+        if change.kind not in ("dissolve", "wipe") or before == 0 or after == len(store.times_s):
             return False
         times = store.times_s[[before - 1, after]]
         first, second = (store.frames(time_s, np.nextafter(time_s, np.inf))[0].image for time_s in times)
         return moved_view(first, second)
 
-    pans = [change for change in doubtful if is_pan(change)]
+    return [change for change in transitions if is_pan(change)]
+
+
+def join_over(pans: Sequence[Transition], shots: Sequence[Shot]) -> list[Shot]:
+    """The shots, made one again where only a pan parts them."""
     joined: list[Shot] = []
     for shot in shots:
         if joined and any(joined[-1].end_s <= pan.start_s and pan.end_s <= shot.start_s for pan in pans):
@@ -67,10 +71,8 @@ def clips_of(source: Row, root: str, config: CutConfig) -> list[Row]:
     folder = storage.join(root, source["frames_uri"])
     with fsspec.open(storage.join(folder, "track.parquet"), "rb") as file:
         shots, transitions = detect_transitions(pq.ParquetFile(file).iter_batches(), config.shots)
-    doubtful = [change for change in transitions if change.kind in ("dissolve", "wipe")]
-    if doubtful:
-        with open_frames(storage.join(folder, "samples.parquet")) as store:
-            shots = join_pans(shots, doubtful, store)
+    with open_frames(storage.join(folder, "samples.parquet")) as store:
+        shots = join_over(pans_among(transitions, store), shots)
     spans = [span for shot in shots for span in split_shot(shot, config.clip_min_s, config.clip_max_s)]
     rows = [clip_row(source, *span) for span in spans]
     for row in rows:

@@ -76,7 +76,9 @@ def shrink(image: Image, longest: int) -> Image:
 
 
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[
+        1
+    ].tobytes()
 
 
 def decode_jpeg(jpeg: bytes) -> Image:

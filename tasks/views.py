@@ -26,7 +26,7 @@ def moved_view(before: Image, after: Image) -> bool:
     """
     first, second = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (before, after))
     detector = cv2.ORB.create(FEATURES)
-    (here, ours), (there, theirs) = (detector.detectAndCompute(grey, None) for grey in (first, second))  # type: ignore[call-overload]
+    (here, ours), (there, theirs) = (detector.detectAndCompute(grey, None) for grey in (first, second))
     if ours is None or theirs is None or min(len(here), len(there)) < INLIERS_MIN:
         return False
     nearest = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(ours, theirs, k=2)

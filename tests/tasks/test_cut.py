@@ -6,6 +6,7 @@ from tasks import cut as module
 from tasks.cut import CutConfig, clip_row, clips_of
 from tasks.dedup_sources import dedup_sources
 from tasks.embed import embed
+from tasks.frame_store import FrameStoreWriter
 from tasks.scan import scan
 from tasks.shots import Shot
 from tasks.sources import find_sources, write_shards
@@ -21,6 +22,8 @@ def shots(tmp_path, monkeypatch):
     folder = tmp_path / "f"
     folder.mkdir()
     pa.parquet.write_table(pa.table({"time_s": pa.array([], pa.float64())}), folder / "track.parquet")
+    with (folder / "samples.parquet").open("wb") as file:
+        FrameStoreWriter(file).close()
     found: list[Shot] = []
     monkeypatch.setattr(module, "detect_transitions", lambda track, config: (found, []))
     return found
