@@ -9,7 +9,7 @@ their original, precision the share of the pairs put together that are of one or
 
 Originals are, first, the videos of FOLDER (the thresholds were chosen on them): a longer one is cut into pieces of
 5 s, and two pieces of one static take count as *different*, since what happens in them is. Second, made ones, which
-no threshold was chosen on: painted scenes, each between black bars and dark too; two takes in one place; two stretches
+that showed what the comparison lacked at first: painted scenes, each between black bars and dark too; two takes in one place; two stretches
 of one pan; slides that share a template.
 """
 
