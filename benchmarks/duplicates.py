@@ -8,9 +8,9 @@ default config then run over all files together, and every pair of files counts:
 their original, precision the share of the pairs put together that are of one original.
 
 Originals are, first, the videos of FOLDER (the thresholds were chosen on them): a longer one is cut into pieces of
-5 s, and two pieces of one static take count as *different*, since what happens in them is. Second, made ones, which
-that showed what the comparison lacked at first: painted scenes, each between black bars and dark too; two takes in one place; two stretches
-of one pan; slides that share a template.
+5 s, and two pieces of one static take count as *different*, since what happens in them is. Second, made ones: painted
+scenes, each between black bars and dark too; two takes in one place; two stretches of one pan; slides that share a
+template. Their first run led to the comparison by parts, so they are no unseen data either.
 """
 
 import argparse
