@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 SAMPLE_SIDE = 640
 PAIR_SIDE = 448
-PAIR_GAP_S = 1 / 12
+PAIR_GAP_S = 1 / 15  # 24, 25, 30, 50 and 60 frames per second have one gap, also at half the rate
 ROWS_PER_GROUP = 16
 GROUPS_HELD = 4
 

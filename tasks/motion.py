@@ -185,7 +185,7 @@ def fit_background(here: Array, there: Array, values: Array, grid: Array, second
     for k in np.argsort(-votes[1:], kind="stable") + 1:
         # Where the two predict different pictures, the one that is wrong is off by as much as they differ.
         apart = by_cell(differences[k] - differences[0])
-        gain = np.where(apart > 0.15 * noise, (errors[0] - errors[k]) / np.maximum(apart, 1e-6), 0)
+        gain = np.where(apart > 0.3 * noise, (errors[0] - errors[k]) / np.maximum(apart, 1e-6), 0)
         favour, oppose = gain > 0.3, gain < -0.3
         if border[favour].sum() > 3 * border[oppose].sum() and spread(favour, known):
             transform = refitted(found[k], here, there, max(shape))

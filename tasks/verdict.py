@@ -33,14 +33,14 @@ class VerdictConfig(StepConfig):
     crop_area_min: float | None = Field(
         0.5, ge=0, le=1, description="Smallest fraction of the frame that cropping may leave"
     )
-    blur_min: float | None = Field(40.0, ge=0, description="Smallest variance of the Laplacian")
+    blur_min: float | None = Field(60.0, ge=0, description="Smallest variance of the Laplacian")
     motion_min: float | None = Field(
         0.002, ge=0, description="Smallest motion, frame diagonals per second: below, the picture stands still"
     )
     motion_max: float | None = Field(
         1.0, ge=0, description="Largest motion, frame diagonals per second: above, the picture is a blur"
     )
-    aesthetic_min: float | None = Field(2.0, ge=0, description="Smallest aesthetic score")
+    aesthetic_min: float | None = Field(1.5, ge=0, description="Smallest aesthetic score")
     filters: tuple[FilterLimit, ...] = Field((), description="Filters of your own, run before the verdict")
 
 
