@@ -78,7 +78,7 @@ def main() -> None:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         # The flow takes a folder: give it one of links, numbered, as two files may have one name.
         library, warm = scratch / "library", scratch / "warm"
-        for folder, members in ((library, files), (warm, files[:1])):
+        for folder, members in ((library, files), (warm, files)):
             folder.mkdir()
             for number, file in enumerate(members):
                 (folder / f"{number:04d}_{Path(file).name}").symlink_to(file)

@@ -16,7 +16,7 @@ VERSION = 1
 
 
 class BlurConfig(StepConfig):
-    frames_max: int = Field(8, ge=1, description="Frames measured per clip, evenly spread")
+    frames_max: int = Field(5, ge=1, description="Frames measured per clip, evenly spread")
     working_side: int = Field(320, ge=64, description="Longest side at which frames are measured, pixels")
     tiles: int = Field(8, ge=1, description="The frame is measured in this many by this many tiles")
     tile_quantile: float = Field(

@@ -37,7 +37,7 @@ NEGLIGIBLE = 0.08  # of the background's speed: a foreground below is an error o
 
 
 class MotionConfig(StepConfig):
-    pairs_max: int = Field(12, ge=1, description="Frame pairs measured per clip, evenly spread")
+    pairs_max: int = Field(8, ge=1, description="Frame pairs measured per clip, evenly spread")
     working_side: int = Field(384, ge=64, description="Longest side at which flow is computed, pixels")
 
 

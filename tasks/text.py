@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.crop import Box, content_box, covered, largest_rectangle, merged, padded, scaled
+from tasks.denormals import denormals_as_zero
 from tasks.frame_store import Image
 from tasks.step import Clip, Row, StepConfig, score_clips, step_task
 
@@ -63,7 +64,6 @@ def _session() -> onnxruntime.InferenceSession:
     """The detection network; one a process, as its runs may overlap. Clips run side by side, so it has one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     return onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
 
 
@@ -81,7 +81,8 @@ def detect(image: Image, min_score: float) -> list[tuple[Box, float]]:
     height, width = (max(STRIDE, round(side / STRIDE) * STRIDE) for side in image.shape[:2])
     small = resized(image, width, height)[..., ::-1]
     pixels = (small.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
-    probability = _session().run(None, {"x": pixels})[0][0, 0]
+    with denormals_as_zero():
+        probability = _session().run(None, {"x": pixels})[0][0, 0]
     kernels = cv2.dilate((probability > 0.3).astype(np.uint8), np.ones((2, 2), np.uint8))
     x_scale, y_scale = image.shape[1] / width, image.shape[0] / height
     found = []
