@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture, as_completed
 from pydantic import Field
 
-from flows.task_runners import Runner, task_runner, tasks_run_on
+from flows.task_runners import Runner, results, task_runner, tasks_run_on
 from tasks.aesthetics import AestheticsConfig, aesthetics
 from tasks.blur import BlurConfig, blur
 from tasks.buckets import buckets
@@ -49,16 +49,21 @@ class CurationConfig(StepConfig):
     aesthetics: AestheticsConfig = AestheticsConfig()
 
 
-def curate_shard(table: str, unique: PrefectFuture[list[str]], config: CurationConfig) -> PrefectFuture[str]:
-    """Submit the steps that need nothing but their own shard; returns the last one's future."""
-    clips = dedup_clips.submit(cut.submit(table, config.cut, wait_for=[unique]), config.dedup_clips)
-    clips = overlays.submit(text.submit(clips, config.text), config.overlays)
-    clips = motion.submit(blur.submit(clips, config.blur), config.motion)
-    clips = aesthetics.submit(clips, config.aesthetics)
+def curate_shard(table: str, unique: PrefectFuture[list[str]], config: CurationConfig) -> list[PrefectFuture[str]]:
+    """Submit the steps that need nothing but their own shard; returns their futures, in order."""
+    steps = [cut.submit(table, config.cut, wait_for=[unique])]
+    steps.append(dedup_clips.submit(steps[-1], config.dedup_clips))
+    steps.append(text.submit(steps[-1], config.text))
+    steps.append(overlays.submit(steps[-1], config.overlays))
+    steps.append(blur.submit(steps[-1], config.blur))
+    steps.append(motion.submit(steps[-1], config.motion))
+    steps.append(aesthetics.submit(steps[-1], config.aesthetics))
     for own in config.verdict.filters:
-        clips = apply_filter.submit(clips, own.filter)
-    clips = verdict.submit(clips, config.verdict)
-    return buckets.submit(caption.submit(clips))
+        steps.append(apply_filter.submit(steps[-1], own.filter))
+    steps.append(verdict.submit(steps[-1], config.verdict))
+    steps.append(caption.submit(steps[-1]))
+    steps.append(buckets.submit(steps[-1]))
+    return steps
 
 
 @flow(name="curate-videos", flow_run_name="curate {source}")
@@ -85,15 +90,18 @@ def curate_videos(
     shards = preflight(source, output, profile, sources_per_shard, config.verdict)
     progress = Progress(shards)
     with tasks_run_on(task_runner(runner, ray_address)):
-        unique = dedup_sources.submit(
-            [embed.submit(scan.submit(shard, config.scan)) for shard in shards], config.dedup_sources
-        )
-        curated = [curate_shard(table, unique, config) for table in unique.result()]
-        for _ in as_completed(curated):
+        scanned = [scan.submit(shard, config.scan) for shard in shards]
+        embedded = [embed.submit(table) for table in scanned]
+        unique = dedup_sources.submit(embedded, config.dedup_sources)
+        deduplicated = results([*scanned, *embedded, unique])[-1]
+        curated = [curate_shard(table, unique, config) for table in deduplicated]
+        finals = [steps[-1] for steps in curated]
+        for _ in as_completed(finals):
             progress.advance()
-        dataset = manifest.submit(curated)
-        page = report.submit(curated, limits(config.verdict), wait_for=[dataset])
-        tables, written = [future.result() for future in curated], page.result()
+        results([step for steps in curated for step in steps])
+        dataset = manifest.submit(finals)
+        page = report.submit(finals, limits(config.verdict), wait_for=[dataset])
+        *tables, folder, written = results([*finals, dataset, page])
     write_run_record(tables, output, shards, config, limits(config.verdict), report=written)
     check_kept(tables, limits(config.verdict))
-    return dataset.result()
+    return str(folder)

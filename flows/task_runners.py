@@ -1,11 +1,12 @@
 """Where a flow's tasks run: chosen by a parameter of the run, so that the UI's form can move it to a cluster."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal
 
 from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 Runner = Literal["threads", "processes", "ray"]
@@ -28,6 +29,13 @@ def task_runner(runner: Runner, ray_address: str | None = None) -> TaskRunner[An
     from prefect_ray import RayTaskRunner
 
     return RayTaskRunner(address=ray_address)
+
+
+def results(futures: Sequence[PrefectFuture[Any]]) -> list[Any]:
+    """Results of tasks, all awaited. Give causes before consequences: the first failure is the one that is raised."""
+    for future in futures:
+        future.wait()
+    return [future.result() for future in futures]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from benchmarks.sample_library import build
 from benchmarks.sample_truth import facts
 from flows.cli import main
 from flows.curate_videos import CurationConfig, curate_videos
+from tasks import storage
 from tasks.run_record import NothingKept
 from tasks.schema import COLUMNS
 from tasks.sources import PreflightError
@@ -111,6 +112,25 @@ def test_killed_at_several_steps_and_started_again_it_gives_the_same_bytes(tmp_p
     assert start(whole).wait() == 0
     assert files(torn / "manifest") == files(whole / "manifest") != {}
     assert files(torn / "clips") == files(whole / "clips")
+
+
+def test_a_full_disk_fails_the_run_with_its_own_words_and_the_same_command_goes_on(tmp_path, prefect_api, monkeypatch):
+    build(tmp_path, quick=True)
+    write_table = storage.write_table
+
+    def full_disk(table, uri):
+        if "/steps/blur/" in uri:
+            raise OSError(28, "No space left on device")
+        write_table(table, uri)
+
+    monkeypatch.setattr(storage, "write_table", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        curate_videos(str(tmp_path / "videos"), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "run.json").exists()
+    assert not list((tmp_path / "out").rglob("*.partial"))
+    monkeypatch.undo()
+    curate_videos(str(tmp_path / "videos"), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "run.json").exists()
 
 
 def test_preflight_says_what_is_missing(tmp_path, prefect_api):
