@@ -1,5 +1,6 @@
 """Where a flow's tasks run: chosen by a parameter of the run, so that the UI's form can move it to a cluster."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -28,7 +29,8 @@ def task_runner(runner: Runner, ray_address: str | None = None) -> TaskRunner[An
         raise ModuleNotFoundError('runner "ray" needs prefect-ray: uv pip install "contentv[ray]"')
     from prefect_ray import RayTaskRunner
 
-    return RayTaskRunner(address=ray_address)
+    starts_its_own = ray_address is None and "RAY_ADDRESS" not in os.environ
+    return RayTaskRunner(address=ray_address, init_kwargs={"include_dashboard": False} if starts_its_own else {})
 
 
 def results(futures: Sequence[PrefectFuture[Any]]) -> list[Any]:
