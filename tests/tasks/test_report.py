@@ -14,7 +14,7 @@ from tasks.report_plots import Spread, number
 from tasks.verdict import Limit, VerdictConfig, judge, limits
 from tests.tasks.rows import clip, write
 
-ALLOWED = limits(VerdictConfig())
+ALLOWED = limits(VerdictConfig(blur_min=40.0, aesthetic_min=3.0))  # the numbers below are about these
 BAD = {
     "text": {"text_area_kept": 0.0123, "text_boxes": [{"x": 10, "y": 300, "w": 200, "h": 40}]},
     "overlay": {"overlay_area_kept": 0.0456},
