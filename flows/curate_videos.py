@@ -102,6 +102,5 @@ def curate_videos(
         dataset = manifest.submit(finals)
         page = report.submit(finals, limits(config.verdict), wait_for=[dataset])
         *tables, folder, written = results([*finals, dataset, page])
-    write_run_record(tables, output, shards, config, limits(config.verdict), report=written)
-    check_kept(tables, limits(config.verdict))
+    check_kept(write_run_record(tables, output, shards, config, limits(config.verdict), report=written))
     return str(folder)

@@ -18,9 +18,11 @@ from tasks import storage
 from tasks.crop import Box, content_box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
 from tasks.frame_store import Image, shrink
 from tasks.step import (
+    SCORING_CHANGES,
     Row,
     StepConfig,
     by_source,
+    errors_of,
     fields_of,
     frames_of,
     is_live,
@@ -174,17 +176,12 @@ def overlays(table: str, config: OverlayConfig = OverlayConfig()) -> str:
     old = storage.read_table(table)
     rows = old.to_pylist()
 
-    def try_source(clips: list[Row]) -> None:
-        try:
-            with frames_of(table, clips[0]) as store:
-                images = [frame.image for frame in store.frames(-np.inf, np.inf, config.samples)]
+    def score_one(clips: list[Row]) -> None:
+        with errors_of(clips, "overlays"), frames_of(table, clips[0]) as store:
+            images = [frame.image for frame in store.frames(-np.inf, np.inf, config.samples)]
             score_source(clips, images, config)
-        except (ArithmeticError, LookupError, ValueError, RuntimeError, cv2.error) as problem:
-            for row in clips:
-                row["error"] = f"overlays: {problem}"
-                row["rejected_by"] = [*row["rejected_by"], "error"]
 
-    list(side_by_side(try_source, by_source([row for row in rows if is_live(row)])))
-    changed = [old.schema.field(name) for name in ("error", "rejected_by", "crop_x", "crop_y", "crop_w", "crop_h")]
+    list(side_by_side(score_one, by_source([row for row in rows if is_live(row)])))
+    changed = [old.schema.field(name) for name in SCORING_CHANGES]
     storage.write_table(with_columns(old, rows, [*changed, *fields_of("overlays")]), result)
     return result

@@ -67,20 +67,20 @@ def seconds_by_step() -> dict[str, float]:
 
 def write_run_record(
     tables: Sequence[str], output: str, shards: Sequence[str], config: BaseModel, allowed: Sequence[Limit], report: str
-) -> str:
-    """Write OUT/run.json, the sign that OUT is whole; returns its URI."""
+) -> list[Stage]:
+    """Write OUT/run.json, the sign that OUT is whole; returns the funnel that is in it."""
+    stages = funnel(tables, [limit.reason for limit in allowed])
     record: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "inputs": key_of(sorted(shards)),
         "versions": {package: version(package) for package in PACKAGES},
-        "counts": [stage.as_dict() for stage in funnel(tables, [limit.reason for limit in allowed])],
+        "counts": [stage.as_dict() for stage in stages],
         "seconds": seconds_by_step(),
         "report": report,
     }
-    uri = storage.join(output, "run.json")
-    with storage.writing(uri) as file:
+    with storage.writing(storage.join(output, "run.json")) as file:
         file.write(json.dumps(record, indent=2).encode())
-    return uri
+    return stages
 
 
 def counts(record: dict[str, Any]) -> list[Stage]:
@@ -88,9 +88,8 @@ def counts(record: dict[str, Any]) -> list[Stage]:
     return [Stage(**{field.name: stage[field.name] for field in fields(Stage)}) for stage in record["counts"]]
 
 
-def check_kept(tables: Sequence[str], allowed: Sequence[Limit]) -> None:
-    """Raise NothingKept where no clip is kept."""
-    stages = funnel(tables, [limit.reason for limit in allowed])
+def check_kept(stages: Sequence[Stage]) -> None:
+    """Raise NothingKept where the funnel keeps no clip."""
     if not stages[-1].left:
         most = worst(stages)
         because = f"; {most.reason!r} rejected most: {most.lost} of {most.entered} {most.unit}" if most else ""

@@ -29,6 +29,9 @@ from tasks.schema import COLUMNS
 R = TypeVar("R")
 Row = dict[str, Any]
 
+# Columns of earlier steps that scoring may change.
+SCORING_CHANGES = ("error", "rejected_by", "crop_x", "crop_y", "crop_w", "crop_h")
+
 cv2.setNumThreads(1)  # steps run clips side by side: threads inside a filter would only contend
 
 
@@ -142,6 +145,17 @@ def fields_of(step: str) -> list[pa.Field]:
     return [pa.field(name, kind, metadata={"meaning": meaning}) for name, kind, meaning in COLUMNS[step]]
 
 
+@contextmanager
+def errors_of(rows: Sequence[Row], step: str) -> Iterator[None]:
+    """What cannot be measured becomes the ``error`` of ``rows``, and the others go on; a disk's errors end the step."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, ValueError, RuntimeError, cv2.error) as problem:
+        for row in rows:
+            row["error"] = f"{step}: {problem}"
+            row["rejected_by"] = [*row["rejected_by"], "error"]
+
+
 def score_clips(
     table: str,
     step: str,
@@ -163,18 +177,11 @@ def score_clips(
     rows = old.to_pylist()
 
     def score_one(row: Row) -> None:
-        with frames_of(table, row) as store:
+        with errors_of([row], step), frames_of(table, row) as store:
             row.update(score(Clip(row, store)))
 
-    def try_one(row: Row) -> None:
-        try:
-            score_one(row)
-        except (ArithmeticError, LookupError, ValueError, RuntimeError, cv2.error) as problem:
-            row["error"] = f"{step}: {problem}"
-            row["rejected_by"] = [*row["rejected_by"], "error"]
-
-    list(side_by_side(try_one, [row for row in rows if is_live(row)]))
-    changed = [old.schema.field(name) for name in ("error", "rejected_by", "crop_x", "crop_y", "crop_w", "crop_h")]
+    list(side_by_side(score_one, [row for row in rows if is_live(row)]))
+    changed = [old.schema.field(name) for name in SCORING_CHANGES]
     storage.write_table(with_columns(old, rows, [*changed, *fields]), result)
     return result
 
