@@ -10,28 +10,26 @@ picture itself says so: the background's motion fails to predict the second fram
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tasks.background import NOISE_MIN, Homography, Matches, backgrounds, difference, transformed, within
 from tasks.frame_store import FramePair, Image
 from tasks.step import Clip, Row, StepConfig, score_clips, step_task
 
-VERSION = 1
+VERSION = 2
 
 Array = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-Homography = NDArray[np.float64]
 
+SMOOTHING = 0.9  # pixels, standard deviation
 STRIDE = 3  # every third pixel, each way, is judged
 FIT_STRIDE = 4  # the transform is fitted to every fourth of those
-NOISE_MIN = 0.5  # grey levels squared: what JPEG leaves between two equal pictures
 SLACK = 0.2  # pixels: what flow and fit leave on a background
 SLACK_OF_SPEED = 0.05  # and per pixel of the background's own motion
-POINTS_MIN = 12
-CELLS = 8  # the transforms that were found are compared in this many by this many cells
 SPECK = 0.004  # fraction of the frame: a smaller foreground counts in proportion
 NEGLIGIBLE = 0.08  # of the background's speed: a foreground below is an error of the fit
 
@@ -49,6 +47,10 @@ def working_picture(image: Image, side: int) -> Image:
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
+def smoothed(picture: Image) -> Array:
+    return np.asarray(cv2.GaussianBlur(picture.astype(np.float32), (0, 0), SMOOTHING), np.float32)
+
+
 def dense_flow(first: Image, second: Image) -> Array:
     """Optical flow [h, w, 2] (x, y; pixels) from ``first`` to ``second``, grey uint8 [h, w] both.
 
@@ -56,153 +58,6 @@ def dense_flow(first: Image, second: Image) -> Array:
     """
     estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     return np.asarray(estimator.calc(first, second, None), np.float32)  # type: ignore[call-overload]
-
-
-def transformed(points: Array, transform: Homography) -> Array:
-    """Where points [..., 2] go under a perspective transform."""
-    flat = points.reshape(1, -1, 2)
-    return np.asarray(cv2.perspectiveTransform(flat, transform), np.float32).reshape(points.shape)
-
-
-def within(points: Array, shape: tuple[int, ...], margin: int = 2) -> Mask:
-    """Which of the points [..., 2] lie inside a picture of ``shape``, at least ``margin`` pixels from its edge."""
-    x, y = points[..., 0], points[..., 1]
-    return (x >= margin) & (x <= shape[1] - 1 - margin) & (y >= margin) & (y <= shape[0] - 1 - margin)
-
-
-def difference(values: Array, second: Array, there: Array, seen: Mask) -> Array:
-    """Samples [n, m] less ``second`` [h, w] at ``there`` [n, m, 2], grey levels; 0 where not ``seen``.
-
-    A slow change of brightness is no difference: its local mean is taken out.
-    """
-    found = values - cv2.remap(second, there, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
-    found[~seen] = 0
-    found -= cv2.blur(found, (7, 7)) / np.maximum(cv2.blur(seen.astype(np.float32), (7, 7)), 1e-3)
-    found[~seen] = 0
-    return np.asarray(found, np.float32)
-
-
-def refitted(transform: Homography, here: Array, there: Array, side: int) -> Homography:
-    """The transform fitted again to the pairs of points [n, 2] that it explains, by reweighted least squares."""
-    x, y = (here / side).T.astype(np.float64)
-    u, v = (there / side).T.astype(np.float64)
-    o, i = np.zeros_like(x), np.ones_like(x)
-    along = np.stack([x, y, i, o, o, o, -x * u, -y * u]), np.stack([o, o, o, x, y, i, -x * v, -y * v])
-    rows, target = np.hstack(along), np.concatenate([u, v])
-    unit = np.diag([side, side, 1.0])
-    for _ in range(2):
-        error = np.hypot(*(transformed(here, transform) - there).T)
-        weight = tukey(error, max(2 * SLACK, 3 * float(np.median(error))))
-        if np.count_nonzero(weight) < POINTS_MIN:
-            break
-        weighted = rows * np.concatenate([weight, weight])
-        solution = np.linalg.lstsq(weighted @ rows.T, weighted @ target, rcond=1e-12)[0]
-        transform = unit @ np.append(solution, 1).reshape(3, 3) @ np.linalg.inv(unit)
-    return transform
-
-
-def aligned(transform: Homography, values: Array, grid: Array, second: Array, steps: int = 2) -> Homography:
-    """The transform aligned to the grey levels themselves, which is finer than flow: Gauss-Newton (Lucas-Kanade).
-
-    ``values`` [n, m] are the first picture's at ``grid`` [n, m, 2]; ``second`` is [h, w].
-    """
-    side = max(second.shape)
-    unit = np.diag([side, side, 1.0])
-    slopes = [cv2.Sobel(second, cv2.CV_32F, *axis, scale=side / 8) for axis in ((1, 0), (0, 1))]
-    for _ in range(steps):
-        there = transformed(grid, transform)
-        seen = within(there, second.shape)
-        error = difference(values, second, there, seen)[seen].astype(np.float64)
-        if error.size < POINTS_MIN:
-            break
-        gx, gy = (cv2.remap(slope, there, None, cv2.INTER_LINEAR)[seen].astype(np.float64) for slope in slopes)  # type: ignore[call-overload]
-        (x, y), (u, v) = (grid[seen] / side).T.astype(np.float64), (there[seen] / side).T.astype(np.float64)
-        small = np.linalg.inv(unit) @ transform @ unit
-        depth = small[2, 0] * x + small[2, 1] * y + small[2, 2]
-        pull = -(gx * u + gy * v)
-        rows = np.stack([gx * x, gx * y, gx, gy * x, gy * y, gy, pull * x, pull * y]) / depth
-        weighted = rows * tukey(error, 6 * max(NOISE_MIN, float(np.median(np.abs(error)))))
-        change = np.linalg.lstsq(weighted @ rows.T, weighted @ error, rcond=1e-9)[0]
-        transform = unit @ (small / small[2, 2] + np.append(change, 0).reshape(3, 3)) @ np.linalg.inv(unit)
-    return transform
-
-
-def tukey(error: NDArray[np.floating], reach: float) -> NDArray[np.floating]:
-    """Weights of Tukey's biweight: 1 where there is no error, 0 beyond ``reach``."""
-    return np.clip(1 - (error / reach) ** 2, 0, None) ** 2
-
-
-def candidates(here: Array, there: Array) -> list[Homography]:
-    """Transforms that may be the background's: no motion, the most common one, and the most common of the rest.
-
-    These are affine, which needs few matches to be stable; what is kept becomes perspective when it is refitted.
-    """
-    found = [np.eye(3)]
-    left = np.ones(len(here), bool)
-    while len(found) < 3 and np.count_nonzero(left) >= max(POINTS_MIN, len(here) / 10):
-        every = 1 + np.count_nonzero(left) // 300
-        transform, inliers = cv2.estimateAffine2D(
-            np.ascontiguousarray(here[left][::every]),
-            np.ascontiguousarray(there[left][::every]),
-            method=cv2.RANSAC,
-            ransacReprojThreshold=5 * SLACK,
-            maxIters=300,
-            confidence=0.99,
-            refineIters=2,
-        )
-        if transform is None or np.count_nonzero(inliers) < POINTS_MIN:
-            break
-        found.append(np.vstack([transform, (0.0, 0.0, 1.0)]))
-        left &= np.hypot(*(transformed(here, found[-1]) - there).T) > 1
-    return found
-
-
-def fit_background(here: Array, there: Array, values: Array, grid: Array, second: Array) -> Homography:
-    """The perspective transform of the background, from reliable matches ``here`` to ``there`` [n, 2].
-
-    A transform is judged by how well it predicts ``second`` [h, w] from the samples ``values`` at ``grid``, part by
-    part of the frame, not by its number of matches: a rich subject before a plain wall has most of those. Parts at
-    the border count twice. Motion that shows in one patch only is a subject's, and the camera stands still.
-    """
-    found = candidates(here, there)
-    if len(found) == 1:
-        return found[0]
-    shape = second.shape
-    cell = (grid * (CELLS / shape[1], CELLS / shape[0])).astype(int) @ (1, CELLS)
-    places = [transformed(grid, transform) for transform in found]
-    seen = np.logical_and.reduce([within(place, shape) for place in places])
-    count = np.bincount(cell[seen], minlength=CELLS**2)
-
-    def by_cell(error: Array) -> NDArray[np.float64]:
-        return np.bincount(cell[seen], error[seen] ** 2, CELLS**2) / np.maximum(count, 1)
-
-    differences = [difference(values, second, place, seen) for place in places]
-    errors = np.stack([by_cell(error) for error in differences])
-    known, least = count > 0, errors.min(0)
-    noise = max(0.2, float(np.median(least[known]))) if known.any() else 1.0
-    border = np.pad(np.ones((CELLS - 2, CELLS - 2)), 1, constant_values=2).ravel()
-    votes = ((errors <= 1.15 * least + 0.2 * noise) & known) @ border
-    for k in np.argsort(-votes[1:], kind="stable") + 1:
-        # Where the two predict different pictures, the one that is wrong is off by as much as they differ.
-        apart = by_cell(differences[k] - differences[0])
-        gain = np.where(apart > 0.3 * noise, (errors[0] - errors[k]) / np.maximum(apart, 1e-6), 0)
-        favour, oppose = gain > 0.3, gain < -0.3
-        if border[favour].sum() > 3 * border[oppose].sum() and spread(favour, known):
-            transform = refitted(found[k], here, there, max(shape))
-            return aligned(transform, values[::2, ::2], grid[::2, ::2], second)
-    return found[0]
-
-
-def spread(moving: Mask, seen: Mask) -> bool:
-    """Whether the cells that move lie about those seen [CELLS * CELLS] as a background does, rather than in a patch."""
-    rows, columns = (np.flatnonzero(seen.reshape(CELLS, CELLS).any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return False
-    cells = moving.reshape(CELLS, CELLS)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    top, bottom, left, right = (bool(side.any()) for side in (cells[0], cells[-1], cells[:, 0], cells[:, -1]))
-    corner, share = bool(cells[:: max(1, len(cells) - 1), :: max(1, cells.shape[1] - 1)].any()), cells.mean()
-    around = corner and top + bottom + left + right >= 3
-    return bool(around or share > 0.7 or (left and right and share > 0.15))
 
 
 def visible_length(vectors: Array, picture: Image) -> tuple[Array, Array]:
@@ -219,12 +74,25 @@ def visible_length(vectors: Array, picture: Image) -> tuple[Array, Array]:
     return np.sqrt(form / (xx + yy + 4 * NOISE_MIN)), xx + yy
 
 
-def pair_speeds(pair: FramePair, config: MotionConfig = MotionConfig()) -> tuple[float, float]:
-    """Speeds of background and foreground in one pair, frame diagonals per second."""
+@dataclass(frozen=True)
+class Flow:
+    """Dense flow of one pair at the points that are judged, all [h, w]."""
+
+    first: Image  # the first picture, whole
+    matches: Matches
+    matched: Array  # [h, w, 2] where flow puts each point
+    seen: NDArray[np.bool_]  # it lies inside the second picture
+    error: Array  # squared grey levels: how far the second picture differs there
+    noise: float
+
+
+def flow_of(pair: FramePair, config: MotionConfig) -> Flow:
+    """Dense flow between the frames of a pair, and the matches among it that can be relied on."""
     first, second = (working_picture(image, config.working_side) for image in (pair.first, pair.second))
-    target = second.astype(np.float32)
+    # What interpolation does to noise and to the finest detail differs with the fraction of a pixel: smooth that first.
+    smooth, target = (smoothed(picture) for picture in (first, second))
     sampled = (slice(STRIDE // 2, None, STRIDE),) * 2
-    flow, values = dense_flow(first, second)[sampled], first[sampled].astype(np.float32)
+    flow, values = dense_flow(first, second)[sampled], smooth[sampled]
     h, w = first.shape
     grid = np.stack(np.meshgrid(*(np.arange(STRIDE // 2, n, STRIDE, dtype=np.float32) for n in (w, h))), -1)
 
@@ -236,30 +104,38 @@ def pair_speeds(pair: FramePair, config: MotionConfig = MotionConfig()) -> tuple
     reliable = seen & (texture > 4 * noise) & (error < 0.5 * texture)
     thin = (slice(FIT_STRIDE // 2, None, FIT_STRIDE),) * 2
     points = reliable[thin]
-    transform = fit_background(grid[thin][points], matched[thin][points], values, grid, target)
+    matches = Matches(grid[thin][points], matched[thin][points], values, grid, target)
+    return Flow(first, matches, matched, seen, np.asarray(error, np.float32), noise)
 
-    predicted = transformed(grid, transform)
-    background = np.hypot(*np.moveaxis(predicted - grid, -1, 0))
-    still_seen = within(predicted, first.shape)
-    unpredicted = cv2.blur(difference(values, target, predicted, still_seen) ** 2, (3, 3))
-    judged = cv2.erode((seen & still_seen).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    residual, gradient = visible_length(matched - predicted, first)
-    moving = judged & (unpredicted > error + 4 * noise + SLACK**2 * gradient) & (error < 0.5 * unpredicted)
+
+def speeds_against(flow: Flow, transform: Homography) -> tuple[float, float]:
+    """Speeds of background and foreground of one pair, given the background's transform; diagonals per pair."""
+    matches, error = flow.matches, flow.error
+    predicted = transformed(matches.grid, transform)
+    background = np.hypot(*np.moveaxis(predicted - matches.grid, -1, 0))
+    still_seen = within(predicted, flow.first.shape)
+    unpredicted = cv2.blur(difference(matches.values, matches.second, predicted, still_seen) ** 2, (3, 3))
+    judged = cv2.erode((flow.seen & still_seen).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    residual, gradient = visible_length(flow.matched - predicted, flow.first)
+    moving = judged & (unpredicted > error + 4 * flow.noise + SLACK**2 * gradient) & (error < 0.5 * unpredicted)
     weight = np.where(moving, np.clip(residual / (SLACK + SLACK_OF_SPEED * background) - 1, 0, 1), 0)
     # Weighted by the residual itself: the limbs of a slow body count for more than the body, and no threshold decides.
     mass = float((weight * residual).sum())
     foreground = float((weight * residual**2).sum()) / mass if mass else 0.0
     foreground *= min(1.0, float(weight.mean()) / SPECK)
-    camera = float(background.mean())
-    foreground *= float(np.clip(foreground / max(NEGLIGIBLE * camera, 1e-9) - 1, 0, 1))
-    per_second = 1 / (float(np.hypot(h, w)) * pair.gap_s)
-    return camera * per_second, foreground * per_second
+    diagonal = float(np.hypot(*flow.first.shape))
+    return float(background.mean()) / diagonal, foreground / diagonal
 
 
 def clip_speeds(pairs: Sequence[FramePair], config: MotionConfig = MotionConfig()) -> tuple[float, float]:
-    """Speeds of background and foreground over a clip: means over its pairs, of five or more without the extremes."""
-    speeds = np.sort([pair_speeds(pair, config) for pair in pairs], axis=0)
+    """Speeds of background and foreground over a clip, frame diagonals per second: means over its pairs, of five or
+    more without the extremes."""
+    flows = [flow_of(pair, config) for pair in pairs]
+    transforms = backgrounds([flow.matches for flow in flows])
+    speeds = np.array([speeds_against(flow, transform) for flow, transform in zip(flows, transforms, strict=True)])
+    speeds = np.sort(speeds / np.array([[pair.gap_s] for pair in pairs]), axis=0)
     background, foreground = (speeds[1:-1] if len(speeds) >= 5 else speeds).mean(0).tolist()
+    foreground *= float(np.clip(foreground / max(NEGLIGIBLE * background, 1e-9) - 1, 0, 1))
     return background, foreground
 
 

@@ -8,14 +8,19 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 
+from tasks.background import CELLS, Moving, camera_moves, in_common, spread
 from tasks.frame_store import FramePair, FrameStore, FrameStoreWriter, Image, decode_jpeg, encode_jpeg
-from tasks.motion import MotionConfig, clip_speeds, pair_speeds, score, spread
+from tasks.motion import MotionConfig, clip_speeds, score
 from tasks.step import Clip
 from tests.tasks.rows import CLIP
 
 WIDTH, HEIGHT = 448, 252
 DIAGONAL = float(np.hypot(WIDTH, HEIGHT))
 GAP_S = 1 / 12
+
+
+def pair_speeds(pair: FramePair) -> tuple[float, float]:
+    return clip_speeds([pair])
 
 
 def photograph(name: str = "china.jpg") -> Image:
@@ -115,12 +120,40 @@ def test_one_odd_pair_does_not_decide_a_clip() -> None:
 
 
 def test_background_lies_about_the_frame_and_not_in_a_patch() -> None:
-    seen = np.ones((8, 8), bool)
-    patch, frame = np.zeros((2, 8, 8), bool)
+    patch, frame = np.zeros((2, CELLS, CELLS), bool)
     patch[2:7, 2:7] = True
     frame[0], frame[:, 0], frame[:, -1] = True, True, True
-    assert spread(frame.ravel(), seen.ravel())
-    assert not spread(patch.ravel(), seen.ravel())
+    assert spread(frame.ravel())
+    assert not spread(patch.ravel())
+
+
+def test_camera_is_judged_by_the_cells_that_can_tell() -> None:
+    apart = np.ones(CELLS**2)
+    assert camera_moves(apart, apart) is True
+    assert camera_moves(-apart, apart) is False
+    assert camera_moves(apart, 0.1 * apart) is None
+
+
+def test_pairs_that_cannot_tell_alone_tell_together() -> None:
+    weak = Moving(np.eye(3), np.full(CELLS**2, 0.2), np.full(CELLS**2, 0.2))
+    assert camera_moves(weak.gain, weak.apart) is None
+    assert camera_moves(*in_common([weak] * 6)) is True
+
+
+def test_subject_that_crosses_the_frame_is_no_camera() -> None:
+    crossing = np.zeros((8, CELLS, CELLS))
+    for i in range(CELLS):
+        crossing[i, :, i] = 1  # one column of cells in every pair, each pair another
+    assert not camera_moves(*in_common([Moving(np.eye(3), cells.ravel(), cells.ravel()) for cells in crossing]))
+
+
+@pytest.mark.parametrize("speed", [0.5, 1.0])
+def test_slow_pan_over_a_soft_picture_is_measured(speed: float) -> None:
+    soft = np.asarray(cv2.GaussianBlur(photograph(), (0, 0), 2), np.uint8)
+    pairs = [pair(view(soft, (i, 0)), view(soft, (i + speed, 0))) for i in range(6)]
+    background, foreground = clip_speeds(pairs)
+    assert background == pytest.approx(speed / DIAGONAL / GAP_S, rel=0.1)
+    assert foreground < 0.1 * background
 
 
 def test_clip_without_pairs_has_no_motion() -> None:
