@@ -29,7 +29,7 @@ from tasks.denormals import denormals_as_zero
 from tasks.frame_store import Image
 from tasks.step import Clip, Row, StepConfig, score_clips, step_task
 
-VERSION = 1
+VERSION = 2
 MODEL = Path(rapidocr.__file__).parent / "models" / "PP-OCRv6_det_small.onnx"
 Plane = NDArray[np.float32]
 STRIDE = 32  # the network takes sides that are multiples of this
@@ -104,6 +104,7 @@ EDGE = 24.0  # least step of luma over a pixel, as Sobel / 4, of what counts as 
 CUE = 0.5  # edges are sought at this fraction of the samples' size
 PASSING_SCORE = 0.6  # text that is not known to stand still has to look more like text
 NEAR_S = 1.1  # text within this of a clip's ends may reach into it between two samples
+FINE = 0.7  # scale at which the network reads small and see-through text that it misses at 0.45
 GAP = 12  # pixels between regions that are packed into one picture
 
 
@@ -208,12 +209,15 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
     still = len(edges) > 1 and edges[0].same(edges[1]).sum() > 0.5 * (edges[0].square > EDGE**2).sum()
     least = look_scale**2
     budget = config.region_pixels + (frame.area * least if still else 0)
-    chosen, area = [], 0
-    for region in regions:
-        if (area + region.box.area) * least <= budget:
-            chosen.append(region)
-            area += region.box.area
-    lines = look_at(images, chosen, min(1.0, math.sqrt(budget / max(area, 1))), config.min_score)
+    dense, rest = fitting(regions, budget / FINE**2)
+    if rest:  # a busy scene: its densest regions are still looked at finely, others as finely as they can be
+        dense, rest = fitting(regions, budget / 2 / FINE**2)
+        rest, _ = fitting(rest, budget / 2 / least)
+    lines = [
+        line
+        for part, pixels in ((dense, budget / 2 if rest else budget), (rest, budget / 2))
+        for line in look_at(images, part, finest(part, pixels), config.min_score)
+    ]
     seen = [[_is_seen(line, edges, sample) for sample in range(len(edges))] for line in lines]
     # Edges of a moving texture may coincide, and look like text; but then they do not last.
     lines = [line for line, row in zip(lines, seen, strict=True) if sum(row) > 1 or len(row) == 1]
@@ -222,6 +226,21 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
         lines += look_at(images, [whole], look_scale, max(config.min_score, PASSING_SCORE))
     lines = [line for line in lines if line.box.h <= config.max_height * height]
     return lines, np.array([[_is_seen(line, edges, s) for s in range(len(edges))] for line in lines], np.bool_)
+
+
+def fitting(regions: Sequence[Region], area: float) -> tuple[list[Region], list[Region]]:
+    """The first regions that have room in ``area`` pixels, and the others."""
+    chosen: list[Region] = []
+    others: list[Region] = []
+    for region in regions:
+        fits = sum(each.box.area for each in chosen) + region.box.area <= area
+        (chosen if fits else others).append(region)
+    return chosen, others
+
+
+def finest(regions: Sequence[Region], pixels: float) -> float:
+    """The scale, at most 1, at which regions have that many pixels."""
+    return min(1.0, math.sqrt(pixels / max(1, sum(region.box.area for region in regions))))
 
 
 def look_at_ends(

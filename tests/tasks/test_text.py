@@ -10,7 +10,21 @@ import pytest
 from tasks.crop import Box, covered, crop_of
 from tasks.frame_store import FrameStore, FrameStoreWriter, Image
 from tasks.step import Clip
-from tasks.text import Edges, Line, Region, TextConfig, crop_text, detect, find_text, measure, new_regions, pack, score
+from tasks.text import (
+    Edges,
+    Line,
+    Region,
+    TextConfig,
+    crop_text,
+    detect,
+    find_text,
+    finest,
+    fitting,
+    measure,
+    new_regions,
+    pack,
+    score,
+)
 
 WIDTH, HEIGHT = 480, 270
 FRAME = Box(0, 0, WIDTH, HEIGHT)
@@ -151,3 +165,10 @@ def test_an_image_is_one_sample() -> None:
     lines, seen = find_text([image], TextConfig())
     assert seen.shape == (len(lines), 1)
     assert isinstance(lines[0], Region)
+
+
+def test_the_first_regions_that_have_room_are_looked_at() -> None:
+    wide, small = Region(0, Box(0, 0, 100, 10)), Region(1, Box(0, 0, 10, 10))
+    assert fitting([small, wide, small], 250) == ([small, small], [wide])
+    assert finest([small], 25) == 0.5
+    assert finest([small], 1000) == finest([], 1000) == 1
