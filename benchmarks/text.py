@@ -4,7 +4,8 @@
 
 Subtitles of many sizes, places and styles, changing every 1 to 3 s, and semi-opaque geometric marks in the corners
 are drawn onto footage that has neither; the files are encoded, scanned and scored like any others. ``--ocr``
-reads the crops of the results with the whole RapidOCR at full resolution, every fifth frame, which takes minutes.
+reads the crops of the results with the whole RapidOCR at full resolution, every fifth frame, which takes minutes;
+what it reads where nothing was planted is listed, and not counted.
 """
 
 import argparse
@@ -198,15 +199,24 @@ def scored(path: Path, folder: Path) -> list[Row]:
     return rows
 
 
-def words_in_crop(path: Path, row: Row, reader: Any) -> list[str]:
-    """What RapidOCR reads inside the crop, at full resolution, in every fifth frame of a clip."""
-    found = []
+def words_in_crop(path: Path, row: Row, reader: Any, events: list[Event]) -> tuple[list[str], list[str]]:
+    """What RapidOCR reads inside the crop, at full resolution, in every fifth frame of a clip: where a subtitle was
+    planted, and elsewhere (text of the scene itself, and scenery misread)."""
+    planted, other = [], []
+    crop = crop_of(row)
     with av.open(str(path)) as container:
         for i, frame in enumerate(container.decode(video=0)):
-            if i % 5 == 0 and row["start_s"] <= frame.time < row["end_s"]:
-                image = cut_out(frame.to_ndarray(format="rgb24"), crop_of(row), row["width"], row["height"])
-                found += [word for word in reader(np.ascontiguousarray(image[..., ::-1])).txts or () if len(word) > 1]
-    return found
+            if i % 5 or not row["start_s"] <= frame.time < row["end_s"]:
+                continue
+            image = cut_out(frame.to_ndarray(format="rgb24"), crop, row["width"], row["height"])
+            read = reader(np.ascontiguousarray(image[..., ::-1]))
+            shown = [event.box for event in events if event.start_s <= frame.time < event.end_s]
+            for word, corners in zip(read.txts or (), read.boxes if read.txts else (), strict=True):
+                (x, y), (right, bottom) = corners.min(0).astype(int), corners.max(0).astype(int)
+                place = Box(int(x + crop.x), int(y + crop.y), int(right - x), int(bottom - y))
+                if len(word) > 1:
+                    (planted if any(place.meet(box).area for box in shown) else other).append(word)
+    return planted, other
 
 
 def _boxes(row: Row, column: str) -> list[Box]:
@@ -262,7 +272,7 @@ def main() -> None:
                     boxes, crop = _boxes(row, "text_boxes"), crop_of(row)
                     found = [covered(boxes, e.box) >= 0.5 for e in long]
                     free = not any(e.box.meet(crop).area for e in shown)
-                    words = words_in_crop(path, row, reader) if reader else []
+                    words, other = words_in_crop(path, row, reader, events) if reader else ([], [])
                     share = crop.area / (row["width"] * row["height"])
                     totals["events"] += len(long)
                     totals["found"] += sum(found)
@@ -273,6 +283,7 @@ def main() -> None:
                     print(
                         f"subtitles  {name:20s} {sum(found)}/{len(long)} found, crop {'free' if free else 'NOT FREE'}, "
                         f"{share:.2f} kept, text in crop {row['text_area_kept']:.4f} {words or ''} "
+                        f"{f'read elsewhere: {sorted(set(other))} ' if other else ''}"
                         f"({style}) text {row['text_ms']:.0f} ms, decoding {row['decode_ms']:.0f} ms",
                         flush=True,
                     )
