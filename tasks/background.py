@@ -54,16 +54,20 @@ class Moving:
 def backgrounds(pairs: Sequence[Matches]) -> list[Homography]:
     """The perspective transform of the background of every pair of one clip."""
     moving = [most_moving(pair) for pair in pairs]
-    together = camera_moves(*in_common([each for each in moving if each is not None]))
-    found = []
-    for pair, each in zip(pairs, moving, strict=True):
-        if each is None:
-            found.append(STILL)
-            continue
-        alone = camera_moves(each.gain, each.apart)
-        moves = together if alone is None else alone
-        found.append(refined(each.transform, pair) if moves else STILL)
-    return found
+    return [
+        refined(each.transform, pair) if each and moves else STILL
+        for pair, each, moves in zip(pairs, moving, decisions(moving), strict=True)
+    ]
+
+
+def decisions(moving: Sequence[Moving | None]) -> list[bool]:
+    """Whether the camera moves in each pair of a clip: by its own evidence, or else by that of all pairs together, or
+    else as in the other pairs, if half of all can tell."""
+    alone = [each and camera_moves(each.gain, each.apart) for each in moving]
+    together = camera_moves(*in_common([each for each in moving if each]))
+    if together is None:
+        together = alone.count(True) >= len(moving) / 2
+    return [together if each is None else each for each in alone]
 
 
 def in_common(moving: Sequence[Moving]) -> tuple[Cells, Cells]:

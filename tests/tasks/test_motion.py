@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 
-from tasks.background import CELLS, Moving, camera_moves, in_common, spread
+from tasks.background import CELLS, Moving, camera_moves, decisions, in_common, spread
 from tasks.frame_store import FramePair, FrameStore, FrameStoreWriter, Image, decode_jpeg, encode_jpeg
 from tasks.motion import MotionConfig, clip_speeds, score
 from tasks.step import Clip
@@ -138,6 +138,13 @@ def test_pairs_that_cannot_tell_alone_tell_together() -> None:
     weak = Moving(np.eye(3), np.full(CELLS**2, 0.2), np.full(CELLS**2, 0.2))
     assert camera_moves(weak.gain, weak.apart) is None
     assert camera_moves(*in_common([weak] * 6)) is True
+
+
+def test_pairs_that_cannot_tell_follow_those_that_can_if_these_are_half() -> None:
+    sure = Moving(np.eye(3), np.ones(CELLS**2), np.ones(CELLS**2))
+    blank = Moving(np.eye(3), np.zeros(CELLS**2), np.zeros(CELLS**2))
+    assert decisions([sure, blank, sure, blank]) == [True] * 4
+    assert decisions([sure, blank, blank, None]) == [True, False, False, False]
 
 
 def test_subject_that_crosses_the_frame_is_no_camera() -> None:
