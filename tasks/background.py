@@ -63,7 +63,7 @@ def backgrounds(pairs: Sequence[Matches]) -> list[Homography]:
 def decisions(moving: Sequence[Moving | None]) -> list[bool]:
     """Whether the camera moves in each pair of a clip: by its own evidence, or else by that of all pairs together, or
     else as in the other pairs, if half of all can tell."""
-    alone = [each and camera_moves(each.gain, each.apart) for each in moving]
+    alone = [None if each is None else camera_moves(each.gain, each.apart) for each in moving]
     together = camera_moves(*in_common([each for each in moving if each]))
     if together is None:
         together = alone.count(True) >= len(moving) / 2
