@@ -100,10 +100,16 @@ def is_live(row: Row) -> bool:
     return row["clip_id"] is not None and not row["rejected_by"]
 
 
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, and no more than OMP_NUM_THREADS, which Ray sets."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(bound, max(1, int(asked))) if asked.isdecimal() else bound
+
+
 def side_by_side(work: Callable[[Any], R], items: Sequence[Any]) -> Iterator[R]:
     """``map`` over threads, one a core that this process may use; results in order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         yield from pool.map(work, items)
 
 

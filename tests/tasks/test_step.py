@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from tasks import storage
 from tasks.frame_store import FrameStoreWriter
-from tasks.step import Clip, StepConfig, result_uri, root_of, score_clips, shard_of
+from tasks.step import Clip, StepConfig, cores, result_uri, root_of, score_clips, shard_of
 from tests.tasks.rows import clip, read, write
 
 
@@ -95,3 +95,12 @@ def test_a_deleted_frame_store_is_no_error_of_the_clip(tmp_path):
 def test_a_misspelt_option_is_an_error():
     with pytest.raises(ValidationError):
         Config(levle=1.0)
+
+
+def test_a_task_that_was_given_one_core_uses_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    bound = cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cores() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert cores() == bound
