@@ -27,7 +27,7 @@ from tasks.motion import MotionConfig, motion
 from tasks.overlays import OverlayConfig, overlays
 from tasks.preflight import preflight
 from tasks.report import report
-from tasks.run_record import Progress, check_kept, write_run_record
+from tasks.run_record import ProgressArtifact, check_kept, write_run_record
 from tasks.scan import ScanConfig, scan
 from tasks.step import StepConfig
 from tasks.text import TextConfig, text
@@ -88,7 +88,7 @@ def curate_videos(
         config: One group of settings per step; the thresholds are in `verdict`.
     """
     shards = preflight(source, output, profile, sources_per_shard, config.verdict)
-    progress = Progress(shards)
+    progress = ProgressArtifact("curation-progress", "Shards curated", every_s=0)
     with tasks_run_on(task_runner(runner, ray_address)):
         scanned = [scan.submit(shard, config.scan) for shard in shards]
         embedded = [embed.submit(table) for table in scanned]
@@ -96,8 +96,8 @@ def curate_videos(
         deduplicated = results([*scanned, *embedded, unique])[-1]
         curated = [curate_shard(table, unique, config) for table in deduplicated]
         finals = [steps[-1] for steps in curated]
-        for _ in as_completed(finals):
-            progress.advance()
+        for done, _ in enumerate(as_completed(finals), start=1):
+            progress(done, len(shards))
         results([step for steps in curated for step in steps])
         dataset = manifest.submit(finals)
         page = report.submit(finals, limits(config.verdict), wait_for=[dataset])

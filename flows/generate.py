@@ -16,8 +16,9 @@ from flows.task_runners import results, tasks_run_on
 from tasks.gallery import gallery
 from tasks.generate import GenerationConfig, generate_batch
 from tasks.generation_preflight import generation_preflight
-from tasks.generation_record import ProgressArtifact, check_generated, rows_of, write_generation_record
+from tasks.generation_record import check_generated, rows_of, write_generation_record
 from tasks.prompts import Caption
+from tasks.run_record import ProgressArtifact
 
 Count = Annotated[int, Field(gt=0)]
 

@@ -6,8 +6,6 @@ of FFmpeg and x264 the bytes depend on frames and tags alone.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,10 +18,10 @@ import fsspec
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from torch import Tensor
+
+from models.whole_file import writing
 
 CRF = 18  # visually near lossless; 23 is x264's own default
 # The macroblock tree of x264 (core 165) reads memory that was never written: of 40 encodings of the same small frames,
@@ -97,22 +95,8 @@ def encode_video(video: Tensor, metadata: GenerationMetadata, fps: int = 24, crf
 def write_video(video: Tensor, uri: str, metadata: GenerationMetadata, fps: int = 24, crf: int = CRF) -> None:
     """Write ``encode_video``'s bytes to a path or URI, whole or not at all."""
     content = encode_video(video, metadata, fps, crf)
-    fs, path = url_to_fs(uri)
-    if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, content)  # an object appears when its upload is complete
-        return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        if os.path.exists(partial):
-            os.unlink(partial)
-        raise
+    with writing(uri) as file:
+        file.write(content)
 
 
 def read_generation_metadata(uri: str) -> GenerationMetadata:

@@ -7,7 +7,6 @@ OUT/gallery.html    the videos beside their prompts; it plays the files of OUT/v
 import base64
 import html
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,14 +14,14 @@ from urllib.parse import quote
 import av
 import fsspec
 import pyarrow as pa
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import TaskRunContext
 
 from tasks import storage
 from tasks.frame_store import encode_jpeg, shrink
 from tasks.generate import VIDEOS, GenerationConfig
-from tasks.generation_record import remove_generation_record
+from tasks.page import template
+from tasks.run_record import remove_record
 from tasks.step import Row, root_of, side_by_side, step_task
 
 # The page and the artifact are bounded, whatever the number of videos: the table has them all.
@@ -49,18 +48,6 @@ def posters(rows: Sequence[Row], root: str, longest: int) -> list[str]:
     return list(side_by_side(lambda row: poster(storage.join(root, row["uri"]), longest), rows))
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("gallery.html")
-
-
 def render(rows: Sequence[Row], root: str, config: GenerationConfig) -> str:
     """The page as HTML: the first videos with their prompts, and every request that has none."""
     made = [row for row in rows if not row["error"]]
@@ -70,7 +57,7 @@ def render(rows: Sequence[Row], root: str, config: GenerationConfig) -> str:
         for row, still in zip(shown, posters(shown, root, PAGE_SIDE), strict=True)
     ]
     failed = [row for row in rows if row["error"]]
-    return _template().render(
+    return template("gallery.html").render(
         name=root.rstrip("/").rsplit("/", 1)[-1],
         cards=cards,
         made=len(made),
@@ -116,7 +103,7 @@ def _link(root: str, *parts: str) -> str:
 def gallery(tables: list[str], config: GenerationConfig) -> str:
     """Publish the batches' tables as OUT/videos.parquet and OUT/gallery.html; returns the URI of the page."""
     root = root_of(tables[0])
-    remove_generation_record(root)
+    remove_record(root)
     videos = pa.concat_tables([storage.read_table(table) for table in tables])
     storage.write_table(videos.cast(VIDEOS), storage.join(root, "videos.parquet"))
     rows = videos.to_pylist()

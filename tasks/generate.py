@@ -20,8 +20,8 @@ from models.text_to_video import CodecName, TextName, TextToVideo
 from models.video_file import GenerationMetadata, read_generation_metadata, write_video
 from tasks import storage
 from tasks.generation_model import Checkpoint, free_device, loaded
-from tasks.generation_record import ProgressArtifact
 from tasks.prompts import REQUESTS, video_name
+from tasks.run_record import ProgressArtifact
 from tasks.step import Row, StepConfig, key_of, root_of, shard_of, step_task
 
 VERSION = 1

@@ -1,15 +1,11 @@
-"""What a run of generation leaves besides its videos: progress while it works, and OUT/run.json when it is done."""
+"""What a run of generation leaves besides its videos: OUT/run.json."""
 
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
-from uuid import UUID
 
-from fsspec.core import url_to_fs
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from pydantic import BaseModel
 
 from tasks import storage
@@ -17,38 +13,15 @@ from tasks.run_record import seconds_by_step
 from tasks.step import Row
 
 PACKAGES = ("contentv", "av", "diffusers", "numpy", "prefect", "pyarrow", "safetensors", "torch", "transformers")
-EVERY_S = 1.0
 
 
 class NothingGenerated(Exception):
     """The run ended well and there is no video; the message says what went wrong most often."""
 
 
-class ProgressArtifact:
-    """The share of work that is done, as an artifact of the present flow or task run; told at most once a second."""
-
-    def __init__(self, key: str, description: str) -> None:
-        made = create_progress_artifact(0.0, key=key, description=description)
-        self._artifact = made if isinstance(made, UUID) else None
-        self._told = time.monotonic()
-
-    def __call__(self, done: int, of: int) -> None:
-        now = time.monotonic()
-        if self._artifact and (done == of or now - self._told >= EVERY_S):
-            update_progress_artifact(self._artifact, 100 * done / of)
-            self._told = now
-
-
 def rows_of(tables: Sequence[str]) -> list[Row]:
     """The rows of all batches, in order."""
     return [row for table in tables for row in storage.read_table(table).to_pylist()]
-
-
-def remove_generation_record(output: str) -> None:
-    """Remove OUT/run.json: until it is written again, OUT is not whole."""
-    fs, record = url_to_fs(storage.join(output, "run.json"))
-    if fs.exists(record):
-        fs.rm(record)
 
 
 def write_generation_record(

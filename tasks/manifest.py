@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
 from tasks import storage
+from tasks.run_record import remove_record
 from tasks.step import root_of, shard_of, step_task
 
 ROWS_PER_PART = 50_000
@@ -73,9 +74,7 @@ def manifest(tables: list[str]) -> str:
     """Publish the shards' final tables as OUT/clips and OUT/manifest; returns the URI of the manifest."""
     root = root_of(tables[0])
     clips, folder = storage.join(root, "clips"), storage.join(root, "manifest")
-    fs, record = url_to_fs(storage.join(root, "run.json"))
-    if fs.exists(record):
-        fs.rm(record)
+    remove_record(root)
     published = {storage.join(clips, f"{shard_of(table)}.parquet"): table for table in tables}
     for uri, table in published.items():
         storage.write_table(storage.read_table(table), uri)

@@ -5,12 +5,10 @@ where the frame store was deleted, previews are placeholders. The page itself is
 """
 
 from collections.abc import Sequence
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.context import TaskRunContext
@@ -18,7 +16,8 @@ from prefect.context import TaskRunContext
 from tasks import storage
 from tasks.buckets import ASPECTS
 from tasks.funnel import Stage, funnel, table_of, video_time
-from tasks.report_cards import Cards, label_of, name_of, span_of, value_of
+from tasks.page import name_of, template
+from tasks.report_cards import Cards, label_of, span_of, value_of
 from tasks.report_examples import Place, choose, still
 from tasks.report_plots import histogram, number
 from tasks.report_survey import Strips, Survey, copies, rows_at, survey
@@ -182,19 +181,6 @@ def _bucket_table(seen: Survey) -> dict[str, Any]:
     }
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["file_name"] = name_of
-    return environment.get_template("report.html")
-
-
 def render(tables: Sequence[str], allowed: Sequence[Limit], stages: Sequence[Stage] | None = None) -> str:
     """The page as HTML, from the final tables and the limits that judged them, in the order of the funnel."""
     stages = stages or funnel(tables, [limit.reason for limit in allowed])
@@ -204,7 +190,7 @@ def render(tables: Sequence[str], allowed: Sequence[Limit], stages: Sequence[Sta
     sources = [stage for stage in stages if stage.unit == "sources"]
     clips = [stage for stage in stages if stage.unit == "clips"]
     quiet = [limit for limit in allowed if limit.reason not in {section["reason"] for section in sections}]
-    return _template().render(
+    return template("report.html").render(
         name=name_of(root_of(tables[0])),
         sources=sources[0].entered,
         bad_sources=next((stage.lost for stage in sources if stage.reason == "error"), 0),

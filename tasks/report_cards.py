@@ -5,6 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tasks.page import name_of
 from tasks.report_examples import Preview, preview
 from tasks.report_plots import number
 from tasks.step import Row, side_by_side
@@ -71,10 +72,6 @@ class Cards:
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return row["source_uri"], row["start_s"], row["end_s"]
-
-
-def name_of(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
 
 
 def label_of(column: str) -> str:

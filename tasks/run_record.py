@@ -1,12 +1,14 @@
 """What a run leaves besides its data: progress while it works, and OUT/run.json when it is done."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
+from fsspec.core import url_to_fs
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -37,18 +39,26 @@ class NothingKept(Exception):
     """The run ended well and keeps no clip; the message says which test rejected most."""
 
 
-class Progress:
-    """The share of shards that are done, as an artifact of the run."""
+class ProgressArtifact:
+    """The share of work that is done, as an artifact of the flow or task run; told at most every ``every_s``."""
 
-    def __init__(self, shards: Sequence[str]) -> None:
-        self._shards, self._done = len(shards), 0
-        made = create_progress_artifact(0.0, key="curation-progress", description="Shards curated")
+    def __init__(self, key: str, description: str, every_s: float = 1.0) -> None:
+        made = create_progress_artifact(0.0, key=key, description=description)
         self._artifact = made if isinstance(made, UUID) else None
+        self._every_s, self._told = every_s, time.monotonic()
 
-    def advance(self) -> None:
-        self._done += 1
-        if self._artifact:
-            update_progress_artifact(self._artifact, 100 * self._done / self._shards)
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if self._artifact and (done == of or now - self._told >= self._every_s):
+            update_progress_artifact(self._artifact, 100 * done / of)
+            self._told = now
+
+
+def remove_record(output: str) -> None:
+    """Remove OUT/run.json: until it is written again, OUT is not whole."""
+    fs, record = url_to_fs(storage.join(output, "run.json"))
+    if fs.exists(record):
+        fs.rm(record)
 
 
 def seconds_by_step() -> dict[str, float]:
