@@ -32,18 +32,20 @@ def noised(data: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return torch.lerp(data.float(), noise.float(), level)
 
 
-def flow_matching_loss(prediction: Tensor, data: Tensor, noise: Tensor, values: int | Tensor) -> Tensor:
-    """The sum of squared errors of the predicted velocity over ``values``, a float32 scalar.
+def squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
+    """For each sample the sum of squared errors of the predicted velocity, float32 [B].
+
+    Divide their sum by the numbers in the whole step's targets, over all ranks and micro-batches, and it is the loss:
+    then gradients are *summed* over ranks, and each number weighs the same whatever the bucket of its rank; a mean of
+    means would not.
 
     Args:
-        prediction, data, noise: [B, ...] of one shape; of this rank, or this rank's shard of the sequence.
-        values: numbers in ``prediction`` over all ranks and micro-batches of the step. Then gradients are *summed* over
-            ranks, and each number weighs the same whatever the bucket of its rank; a mean of means would not.
+        prediction: [B, ...], of this rank, or of this rank's shard of the sequence.
+        target: noise - data, of the same shape.
 
     Raises:
         ValueError: shapes differ, which broadcasting would hide.
     """
-    if not prediction.shape == data.shape == noise.shape:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in (prediction, data, noise))
-        raise ValueError(f"prediction, data and noise have one shape, not {shapes}")
-    return (prediction.float() - (noise.float() - data.float())).square().sum() / values
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction and target have one shape, not {list(prediction.shape)}, {list(target.shape)}")
+    return (prediction.float() - target.float()).square().flatten(1).sum(1)

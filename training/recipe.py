@@ -43,6 +43,8 @@ class Recipe(BaseModel):
         image_batch, video_batch: samples a step over all devices.
         phases: in their order (section 5.3: videos alone first, then images and videos in balance).
         flow_shift: of the noise levels; 1 in training (section 5.1).
+        bucket_run: samples in a row of a step's batch that come from one bucket, and can be batched.
+        caption: which caption of the manifest is trained on (section 3.3: dense ones).
         caption_drop: share of samples trained without their caption, which guidance needs in sampling.
         warmup_steps: steps over which the learning rate rises from zero; it is constant after.
         clip_norm: largest norm of a step's gradient, over all parameters and all devices.
@@ -62,6 +64,8 @@ class Recipe(BaseModel):
     phases: tuple[Phase, ...] = Field(min_length=1)
     fps: Count = 24
     flow_shift: Annotated[float, Field(gt=0)] = 1.0
+    bucket_run: Count = 8
+    caption: Literal["caption_short", "caption_detailed"] = "caption_detailed"
     caption_drop: Share = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -97,6 +101,8 @@ class Recipe(BaseModel):
         ):
             if kinds & {kind, "balanced"} and batch is None:
                 raise ValueError(f"a phase trains on {kind}, and there is no {field}")
+            if batch is not None and batch % self.bucket_run:
+                raise ValueError(f"{field} {batch} is not made of whole runs of {self.bucket_run} from one bucket")
         if self.frames == 1 and kinds != {"images"}:
             raise ValueError("with one frame there are only images to train on")
         if self.warmup_steps >= self.steps:

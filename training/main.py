@@ -1,0 +1,176 @@
+"""One rank of a training run: ``python -m training.main RUN.json``, as torchrun starts it, or plainly for one rank.
+
+It goes on from the newest whole checkpoint below the run's output, if there is one. Exit status: 0 done, or stopped
+cleanly on SIGTERM; 1 failed; 2 failed, and would fail again.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from models.whole_file import writing
+from training.batches import BatchPlan, Job
+from training.checkpoints import Checkpoints, State, export
+from training.ema import Ema
+from training.encode import EncodeHere, Encoder, Feed, load_encoder
+from training.layout import Layout
+from training.lineage import Lineage, forget
+from training.loop import TrainingDiverged, train
+from training.manifest import open_manifest
+from training.metrics import Metrics, MetricsLog, read_metrics
+from training.micro_batch import samples_at_once
+from training.parallel import Parallel, start, stop
+from training.records import Records
+from training.run import TrainingRun
+from training.samples import Sampler
+from training.weights import starting_model
+
+WOULD_FAIL_AGAIN = (ValueError, FileNotFoundError, TrainingDiverged)  # most errors of ours are ValueErrors
+PACKAGES = ("contentv", "av", "numpy", "pyarrow", "torch")
+
+_log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Whether this process was asked to end, by SIGTERM; calling it tells."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def listen(self) -> None:
+        """From now on SIGTERM asks, and does not kill. Only a main thread can listen."""
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+def train_run(run: TrainingRun, stop_asked: StopRequest) -> int:
+    """Train as one of the ranks that were started; returns how many steps are finished: all, or fewer if stopped."""
+    machine, recipe = run.machine, run.recipe
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    parallel = start(Layout(world, machine.shard, machine.sequence), machine.device)
+    try:
+        manifest = open_manifest(run.manifests)
+        plan = BatchPlan(manifest, Job(recipe=recipe, seed=run.seed, manifest=manifest.fingerprint))
+        plan.check_ranks(parallel.layout.data_ranks)
+
+        model = starting_model(run.checkpoint, parallel, getattr(torch, machine.dtype), run.seed)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=machine.device != "npu",
+        )
+        state = State(model, Ema(model, recipe.ema_decay), optimizer)
+        checkpoints = Checkpoints(run.folder / "checkpoints", parallel, run.record.keep_last, run.record.keep_best)
+        facts = {"recipe": recipe.model_dump(mode="json"), "seed": run.seed, "manifest": manifest.fingerprint}
+        newest = checkpoints.last()
+        done = checkpoints.load(newest[1], state, facts) if newest else 0
+
+        if parallel.rank == 0:
+            forget(run.folder, done)
+        log = MetricsLog(run.folder, done) if parallel.rank == 0 else None
+        metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops)
+        lineage = Lineage(run.folder, parallel.data_rank if parallel.leader else None, recipe.fps)
+        encoder = _encoder(run, parallel)
+        sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoder)
+        records = Records(run.record, recipe, state, metrics, lineage, checkpoints, facts, sampler, log)
+        feed = _feed(run, plan, parallel, encoder, done)
+        del encoder
+        try:
+            at_once = samples_at_once(run, plan, model.config, parallel)
+            steps = range(done, recipe.steps)
+            done = train(state, steps, plan, feed, parallel, at_once, metrics, lineage, stop_asked, records.after_step)
+            checkpoints.finish()
+        finally:
+            if feed:
+                feed.close()
+            if log:
+                log.close()
+        if done == recipe.steps:
+            _finish(run, state, sampler, parallel)
+        return done
+    finally:
+        stop(parallel)
+
+
+def _encoder(run: TrainingRun, parallel: Parallel) -> Encoder | None:
+    """Of the ranks that encode their own batches; or, where servers do, of rank 0, for the prompts of the samples."""
+    if run.encode.servers:
+        return load_encoder(run.checkpoint, run.recipe, "cpu") if parallel.rank == 0 else None
+    return load_encoder(run.checkpoint, run.recipe, str(parallel.device)) if parallel.leader else None
+
+
+def _feed(run: TrainingRun, plan: BatchPlan, parallel: Parallel, encoder: Encoder | None, step: int) -> Feed | None:
+    if not parallel.leader:
+        return None
+    if not run.encode.servers:
+        assert encoder is not None
+        return EncodeHere(plan, encoder, parallel.data_rank, parallel.layout.data_ranks)
+    raise NotImplementedError
+
+
+def _finish(run: TrainingRun, state: State, sampler: Sampler, parallel: Parallel) -> None:
+    """Leave the result of a run whose last step is done: what a crash kept from being written before, too."""
+    if not sampler.made(run.recipe.steps):
+        sampler(state, run.recipe.steps)
+    if not (run.folder / "checkpoint").is_dir():
+        export(state.model, state.ema, run.folder / "checkpoint", run.checkpoint, parallel)
+    if parallel.rank == 0:
+        record = {
+            "run": run.model_dump(mode="json"),
+            "world": parallel.layout.world,
+            "versions": {package: version(package) for package in PACKAGES},
+            "metrics": read_metrics(run.folder / "metrics.jsonl")[-1],
+        }
+        with writing(str(run.folder / "run.json")) as file:
+            file.write(json.dumps(record, indent=2).encode())
+
+
+def write_error(folder: Path, error: BaseException) -> None:
+    """Leave OUT/errors/rank-00003.json: what went wrong on this rank, and whether it is worth a restart."""
+    rank = int(os.environ.get("RANK", "0"))
+    words = {
+        "rank": rank,
+        "time": time.time(),
+        "kind": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "retry": not isinstance(error, WOULD_FAIL_AGAIN),
+    }
+    with writing(str(folder / "errors" / f"rank-{rank:05d}.json")) as file:
+        file.write(json.dumps(words, indent=2).encode())
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    run = TrainingRun.model_validate_json(Path(sys.argv[1]).read_text())
+    stop_asked = StopRequest()
+    stop_asked.listen()
+    try:
+        done = train_run(run, stop_asked)
+    except Exception as error:
+        write_error(run.folder, error)
+        traceback.print_exc()
+        return 2 if isinstance(error, WOULD_FAIL_AGAIN) else 1
+    if done < run.recipe.steps and int(os.environ.get("RANK", "0")) == 0:
+        print(f"stopped at step {done} of {run.recipe.steps}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""A run of training: a recipe, what it trains on, and how this machine or cluster does it, as one JSON file."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.recompute import Mode
+from training.recipe import Recipe
+
+Positive = Annotated[int, Field(gt=0)]
+Device = Literal["cpu", "cuda", "npu"]
+
+
+class EncodeConfig(BaseModel):
+    """Where clips become latents and text becomes embeddings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    servers: tuple[str, ...] = Field((), description="grpc://host:port of encode servers; none: in the trainer itself")
+    token_file: str | None = Field(None, description="File with the servers' token; servers on loopback may have none")
+    buffer_gb: float = Field(4.0, gt=0, description="Most that a data rank's buffer of batches holds ahead of training")
+    buffer_folder: str | None = Field(None, description="Where the buffers are: a local disk; empty: shared memory")
+    patience_s: float = Field(600.0, gt=0, description="How long no server may answer before the run fails")
+
+
+class MachineConfig(BaseModel):
+    """What the machine decides. None of it changes what is learned, beyond the order of sums."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: Device = Field("cpu", description="Of every rank; chooses gloo, nccl or hccl too")
+    shard: Positive = Field(1, description="Ranks that hold one copy of model and optimiser together (FSDP)")
+    sequence: Positive = Field(1, description="Ranks that share the tokens of one sample (Ulysses)")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of computing; weights, sums stay float32")
+    recompute: Mode = Field("none", description="What the backward pass computes again")
+    memory_gb: float | None = Field(None, gt=0, description="Of a device, for the largest batch; empty: as it reports")
+    micro_batch: Positive | None = Field(None, description="Samples at once on a device; empty: what fits, by bucket")
+    peak_tflops: float | None = Field(None, gt=0, description="Of a device in this dtype, for MFU; empty: no MFU")
+
+
+class RecordConfig(BaseModel):
+    """What a run leaves, and how often."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log_every: Positive = Field(10, description="Steps between two lines of metrics, the only waits for the device")
+    save_every: Positive = Field(500, description="Steps between two checkpoints")
+    keep_last: Positive = Field(2, description="Checkpoints that stay, the newest")
+    keep_best: int = Field(1, ge=0, description="Checkpoints that stay besides, with the lowest loss since the last")
+    sample_every: int = Field(0, ge=0, description="Steps between two rounds of sample videos; 0: only after the last")
+    prompts: tuple[str, ...] = Field((), description="Of the sample videos; empty: captions of the manifest")
+    sample_count: Positive = Field(4, description="Sample videos in a round, where no prompts are given")
+    sample_steps: Positive = Field(50, description="Euler steps of a sample video")
+    sample_guidance: float = Field(6.0, ge=0, description="Classifier-free guidance of the sample videos")
+    sample_shift: float = Field(17.0, gt=0, description="Flow shift of the sample videos")
+
+
+class TrainingRun(BaseModel):
+    """All that ``python -m training.main RUN.json`` needs; ranks and their number come from the launcher."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    manifests: tuple[str, ...]
+    checkpoint: str
+    output: str
+    seed: int = 0
+    machine: MachineConfig = MachineConfig()
+    encode: EncodeConfig = EncodeConfig()
+    record: RecordConfig = RecordConfig()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output)
