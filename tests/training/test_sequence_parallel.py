@@ -1,20 +1,18 @@
 """Sequence parallelism changes nothing: answers and gradients are those of one process."""
 
-import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from models.attention import sdpa
 from models.recompute import Recompute
 from models.transformer import ContentVTransformer, patchify, set_attention, token_grid
 from tests.models.weights import fill
+from tests.training.test_parallel import four_ranks
 from training.sequence_parallel import forward_shard, shard_of, ulysses
 
-RANKS = 4
 # Three heads, 27 video and 7 text tokens: nothing divides by two or four.
 SIZE = {"num_layers": 2, "num_attention_heads": 3, "attention_head_dim": 16, "joint_attention_dim": 24}
 
@@ -39,10 +37,8 @@ def one_process(position: str) -> dict[str, torch.Tensor]:
     return gradients(network)
 
 
-def rank_of_many(rank: int, folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS)
+def in_rank(rank: int) -> dict[Any, dict[str, torch.Tensor]]:
+    """Of one of four ranks, in the process that runs all cases of four ranks."""
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     cases = {"four": dist.group.WORLD, "two": halves[rank // 2]}
     found = {}
@@ -61,16 +57,12 @@ def rank_of_many(rank: int, folder: str) -> None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad, group=group)
                 found[ranks, position, mode] = gradients(network)
-    torch.save(found, Path(folder, f"{rank}.pt"))
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank_of_many, (str(folder),), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+    return [each["sequence"] for each in four_ranks(tmp_path_factory)[1]]
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])
