@@ -1,12 +1,48 @@
-"""How many samples a device takes at once, of each cost class."""
+"""How many samples a device takes at once, by cost class: what the memory plan says, unless the run does."""
+
+import os
+
+import torch
 
 from models.transformer import TransformerConfig
-from training.batches import BatchPlan
-from training.buckets import shape_of
-from training.parallel import Parallel
-from training.run import TrainingRun
+from training.layout import Layout
+from training.manifest import Manifest
+from training.planner import Plan, check, plan
+from training.run import MachineConfig, TrainingRun
+
+GB = 1e9
 
 
-def samples_at_once(run: TrainingRun, plan: BatchPlan, config: TransformerConfig, parallel: Parallel) -> dict[int, int]:
-    frames = {shape_of(bucket, run.recipe).frames for bucket in plan.manifest.rows}
-    return {count: run.machine.micro_batch or run.recipe.bucket_run for count in frames}
+def memory_plan(run: TrainingRun, manifest: Manifest, config: TransformerConfig, layout: Layout) -> Plan:
+    """The plan of the buckets that the manifest has, on the devices of this machine or of ``run.machine.memory_gb``."""
+    machine = run.machine
+    memory = device_memory(machine, layout.world)
+    buckets = list(manifest.rows)
+    return plan(run.recipe, config, layout, memory, machine.dtype, machine.recompute, machine.device, buckets=buckets)
+
+
+def samples_at_once(run: TrainingRun, planned: Plan) -> dict[int, int]:
+    """For each number of frames, how many samples a device takes at once.
+
+    DoesNotFit where not one fits, and the run does not say how many to take all the same.
+    """
+    if run.machine.micro_batch:
+        return dict.fromkeys(planned.at_once, run.machine.micro_batch)
+    check(planned)
+    return planned.at_once
+
+
+def device_memory(machine: MachineConfig, world: int) -> float:
+    """Bytes of a device: as the run says, or as the device reports; of a CPU, its machine's memory over the ranks here.
+
+    ValueError: this machine has no such device to ask.
+    """
+    if machine.memory_gb:
+        return machine.memory_gb * GB
+    if machine.device == "cpu":
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / ranks_here
+    accelerator = getattr(torch, machine.device, None)
+    if accelerator is None or not accelerator.is_available():
+        raise ValueError(f"this machine has no {machine.device} whose memory could be asked for; set machine.memory_gb")
+    return float(accelerator.mem_get_info()[1])

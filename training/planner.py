@@ -1,0 +1,419 @@
+"""What a stage takes before it is launched: memory, tokens and operations of every bucket, and how long it will last.
+
+    python -m training.planner stage3 --memory-gb 64 --world 256 --shard 8 --sequence 8 --recompute full --all
+    python -m training.planner all --memory-gb 64 --world 256 --shard 8 --sequence 8 --peak-tflops 320 --mfu 0.45
+
+A launch that cannot fit is refused here, with what would fit, instead of after hours in a queue. A device's GB are
+10^9 bytes; GiB are 2^30.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+from models.checkpoint import read_config
+from models.flops import TEXT_TOKENS, forward_flops, parameters
+from models.recompute import Mode
+from models.transformer import TransformerConfig
+from training.buckets import ASPECTS, Bucket, Shape, shape_of
+from training.layout import Layout
+from training.memory import (
+    DTYPES,
+    MODES,
+    Dtype,
+    Setup,
+    State,
+    Tokens,
+    device_bytes,
+    gathered,
+    peak,
+    reserve,
+    state,
+)
+from training.recipe import Recipe, load_recipe
+from training.run import Device
+
+PAPER_RECIPES = ("vae-adaptation", "stage1", "stage2", "stage3")
+DURATIONS_S = (3, 4, 5, 6)  # what the curation cuts (report, section 3)
+ALL_BUCKETS = [Bucket(duration, aspect) for duration in (0, *DURATIONS_S) for aspect in ASPECTS]
+GB, GIB, TERA, DAY_S = 1e9, 2**30, 1e12, 86_400
+MOST_SEQUENCE_RANKS = 64
+NAMED_IN_ERRORS = 3
+
+
+class DoesNotFit(ValueError):
+    """A launch needs more memory than a device has; says of which buckets, how much, and what would fit."""
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """What a bucket's samples take.
+
+    Attributes:
+        tokens: of the video of a sample, all ranks together.
+        rank_tokens: of video and text that one rank holds of it, padding included.
+        forward_flops: of a sample.
+        model_flops: of a sample in training, three forward passes: what MFU counts.
+        training_flops: with what is computed again.
+        sample_bytes: of a device's memory, for the activations of one sample at its peak.
+        micro_batch: samples at once that fit; 0: none.
+        peak_bytes: of a device with that many, or with one where none fits.
+    """
+
+    bucket: Bucket
+    shape: Shape
+    tokens: int
+    text_tokens: int
+    rank_tokens: int
+    forward_flops: int
+    model_flops: int
+    training_flops: int
+    sample_bytes: int
+    micro_batch: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe takes on these devices.
+
+    Attributes:
+        memory_bytes: of a device.
+        other_bytes: of it that something else takes, say the encoders of a trainer without encode servers.
+        state: that stays from step to step.
+        gathered_bytes: of weights in the dtype of computing, besides the state.
+        buckets: images first, then videos by duration.
+    """
+
+    recipe: Recipe
+    setup: Setup
+    memory_bytes: int
+    other_bytes: int
+    state: State
+    gathered_bytes: int
+    buckets: tuple[BucketPlan, ...]
+
+    @cached_property
+    def at_once(self) -> dict[int, int]:
+        """For each number of frames the samples at once that fit whatever the aspect ratio; 0: none."""
+        classes: dict[int, int] = {}
+        for each in self.buckets:
+            frames = each.shape.frames
+            classes[frames] = min(each.micro_batch, classes.get(frames, each.micro_batch))
+        return classes
+
+    def micro_batch(self, shape: Shape) -> int:
+        """Samples at once for buckets of as many frames as ``shape``. KeyError: the recipe has none."""
+        return self.at_once[shape.frames]
+
+    @property
+    def costliest(self) -> tuple[BucketPlan, ...]:
+        """Of each duration the bucket that takes most."""
+        most: dict[int, BucketPlan] = {}
+        for each in self.buckets:
+            known = most.setdefault(each.bucket.duration_s, each)
+            if each.tokens > known.tokens:
+                most[each.bucket.duration_s] = each
+        return tuple(most.values())
+
+    @property
+    def fits(self) -> bool:
+        return all(each.micro_batch for each in self.buckets)
+
+
+def plan(
+    recipe: Recipe,
+    config: TransformerConfig,
+    layout: Layout,
+    memory_bytes: float,
+    dtype: Dtype = "bfloat16",
+    recompute: Mode = "none",
+    device: Device = "npu",
+    *,
+    text_tokens: int = TEXT_TOKENS,
+    other_bytes: int = 0,
+    buckets: Sequence[Bucket] | None = None,
+) -> Plan:
+    """What the recipe takes of devices with so much memory. It may not fit: ``check`` raises then.
+
+    Args:
+        buckets: those that the data have; by default all that curation makes.
+    """
+    setup = Setup(config, layout, dtype, recompute, device)
+    known = ALL_BUCKETS if buckets is None else buckets
+    plans = (_bucket_plan(b, recipe, setup, int(memory_bytes), text_tokens, other_bytes) for b in used(recipe, known))
+    return Plan(recipe, setup, int(memory_bytes), other_bytes, state(setup), gathered(setup), tuple(plans))
+
+
+def used(recipe: Recipe, buckets: Sequence[Bucket]) -> Iterator[Bucket]:
+    """The buckets that the recipe's phases may draw from."""
+    kinds = {phase.data for phase in recipe.phases}
+    images, videos = bool(kinds & {"images", "balanced"}), bool(kinds & {"videos", "balanced"})
+    return (bucket for bucket in buckets if (videos if bucket.duration_s else images))
+
+
+def _bucket_plan(
+    bucket: Bucket, recipe: Recipe, setup: Setup, memory_bytes: int, text_tokens: int, other_bytes: int
+) -> BucketPlan:
+    shape = shape_of(bucket, recipe)
+    flops = forward_flops(setup.config, shape.tokens, text_tokens)
+    one = Tokens(1, shape.tokens, text_tokens)
+    fitting = largest_micro_batch(setup, one, memory_bytes, samples_of_rank(bucket, recipe, setup.layout), other_bytes)
+    ranks = setup.layout.sequence
+    return BucketPlan(
+        bucket,
+        shape,
+        shape.tokens,
+        text_tokens,
+        -(-shape.tokens // ranks) + -(-text_tokens // ranks),
+        flops.total,
+        flops.training(),
+        flops.training(setup.recompute),
+        peak(setup, one) - peak(setup, replace(one, samples=0)),
+        fitting,
+        device_bytes(setup, replace(one, samples=max(1, fitting)), memory_bytes) + other_bytes,
+    )
+
+
+def samples_of_rank(bucket: Bucket, recipe: Recipe, layout: Layout) -> int:
+    """The samples of a step that the ranks of one sequence group train on. ValueError: they are not as many on all."""
+    batch = _batch(recipe, bucket)
+    if batch % layout.data_ranks:
+        kind = "videos" if bucket.duration_s else "images"
+        raise ValueError(f"a batch of {batch} {kind} does not divide among {layout.data_ranks} data ranks")
+    return batch // layout.data_ranks
+
+
+def largest_micro_batch(setup: Setup, one: Tokens, memory_bytes: int, most: int, other_bytes: int = 0) -> int:
+    """The most samples like ``one`` that a device takes at once, up to ``most``; 0 where not even one fits."""
+    fits, fails = 0, most + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if device_bytes(setup, replace(one, samples=middle), memory_bytes) + other_bytes <= memory_bytes:
+            fits = middle
+        else:
+            fails = middle
+    return fits
+
+
+def check(planned: Plan) -> None:
+    """DoesNotFit where a bucket of the plan does not fit: names it, by how much, and what would make all fit."""
+    failing = [each for each in planned.buckets if not each.micro_batch]
+    if not failing:
+        return
+    failing.sort(key=lambda each: -each.peak_bytes)
+    worst, memory = failing[0], planned.memory_bytes
+    named = ", ".join(
+        f"{each.bucket} by {(each.peak_bytes - memory) / GIB:.1f} GiB" for each in failing[:NAMED_IN_ERRORS]
+    )
+    more = f" and {len(failing) - NAMED_IN_ERRORS} more buckets" if len(failing) > NAMED_IN_ERRORS else ""
+    setup = planned.setup
+    found = remedies(planned)
+    help_ = (
+        "What fits: " + "; or ".join(_said(setup, other.setup) for other in found)
+        if found
+        else f"No layout of {setup.layout.world} ranks fits, recomputing all or not"
+    )
+    raise DoesNotFit(
+        f"recipe {planned.recipe.name} does not fit devices of {memory / GB:g} GB ({memory / GIB:.1f} GiB): "
+        f"too large are {named}{more}. {worst.bucket} takes {worst.peak_bytes / GIB:.1f} GiB with one sample, of which "
+        f"{planned.state.total / GIB:.1f} are the state, with {_setting(setup)}. {help_}"
+    )
+
+
+def remedies(planned: Plan) -> list[Plan]:
+    """Plans with the fewest changes of recomputation, shard group and sequence group that fit, each by the least."""
+    setup, world = planned.setup, planned.setup.layout.world
+    divisors = [n for n in range(1, world + 1) if world % n == 0]
+    modes = MODES[MODES.index(setup.recompute) :]
+    shards = [n for n in divisors if n >= setup.layout.shard]
+    sequences = [n for n in divisors if n == setup.layout.sequence or setup.layout.sequence < n <= MOST_SEQUENCE_RANKS]
+    found: dict[tuple[bool, ...], Plan] = {}
+    choices = sorted(product(range(len(modes)), range(len(shards)), range(len(sequences))), key=lambda c: (sum(c), c))
+    for choice in choices:
+        changed = tuple(step > 0 for step in choice)
+        if any(all(now or not then for now, then in zip(changed, known, strict=True)) for known in found):
+            continue  # fewer of the same changes do
+        mode, shard, sequence = modes[choice[0]], shards[choice[1]], sequences[choice[2]]
+        with suppress(ValueError):  # groups that cross, or a batch that does not divide
+            layout = Layout(world, shard, sequence)
+            if not _fits(planned, replace(setup, layout=layout, recompute=mode)):
+                continue
+            chosen = planned.memory_bytes, setup.dtype, mode, setup.device
+            text, others = planned.buckets[0].text_tokens, planned.other_bytes
+            found[changed] = plan(planned.recipe, setup.config, layout, *chosen, text_tokens=text, other_bytes=others)
+    fewest = min((sum(changed) for changed in found), default=0)
+    return [other for changed, other in found.items() if sum(changed) == fewest]
+
+
+def _fits(planned: Plan, setup: Setup) -> bool:
+    """Whether one sample of each of the plan's buckets fits with another setup."""
+    free = planned.memory_bytes - planned.other_bytes
+    ones = {Tokens(1, each.tokens, each.text_tokens) for each in planned.buckets}
+    return all(device_bytes(setup, one, planned.memory_bytes) <= free for one in ones)
+
+
+def _said(before: Setup, after: Setup) -> str:
+    changes = {
+        f"recompute {after.recompute}": before.recompute != after.recompute,
+        f"shard groups of {after.layout.shard}": before.layout.shard != after.layout.shard,
+        f"sequence groups of {after.layout.sequence}": before.layout.sequence != after.layout.sequence,
+    }
+    return " with ".join(change for change, made in changes.items() if made)
+
+
+def _setting(setup: Setup) -> str:
+    layout = setup.layout
+    return (
+        f"{layout.world} ranks, shard groups of {layout.shard}, sequence groups of {layout.sequence}, {setup.dtype}, "
+        f"recompute {setup.recompute}"
+    )
+
+
+def seconds_of_step(planned: Plan, bucket: BucketPlan, peak_tflops: float, mfu: float) -> float:
+    """How long a step of such samples takes, where devices do the share ``mfu`` of their peak as the model's work."""
+    batch = _batch(planned.recipe, bucket.bucket)
+    return batch * bucket.model_flops / (planned.setup.layout.world * peak_tflops * TERA * mfu)
+
+
+def days(planned: Plan, peak_tflops: float, mfu: float) -> float:
+    """How long the recipe takes, where clips of all durations are as many."""
+    total = 0.0
+    for phase in planned.recipe.phases:
+        kinds = {"images": [0], "videos": [1], "balanced": [0, 1]}[phase.data]
+        for kind in kinds:
+            same = [each for each in planned.costliest if bool(each.bucket.duration_s) == bool(kind)]
+            mean = sum(seconds_of_step(planned, each, peak_tflops, mfu) for each in same) / len(same)
+            total += phase.steps / len(kinds) * mean
+    return total / DAY_S
+
+
+def table(planned: Plan, every: bool = False, peak_tflops: float | None = None, mfu: float | None = None) -> str:
+    """The plan as text: the costliest bucket of each duration, or every bucket."""
+    setup, layout, memory = planned.setup, planned.setup.layout, planned.memory_bytes
+    kept_free = reserve(setup, memory)
+    held = planned.state
+    parts = {
+        "weights": held.weights,
+        "gradients": held.gradients,
+        "moments": held.moments,
+        "average": held.average,
+        "gathered weights": planned.gathered_bytes,
+        "reserve": kept_free,
+        "other": planned.other_bytes,
+        "for activations": memory - held.total - planned.gathered_bytes - kept_free - planned.other_bytes,
+    }
+    rows = [["bucket", "shape", "tokens", "on a rank", "forward TF", "training TF", "with again TF", "GiB a sample"]]
+    rows[0] += ["at once", "peak GiB", "samples a rank", "parts"]
+    timed = peak_tflops is not None and mfu is not None
+    rows[0] += ["s a step"] if timed else []
+    for each in planned.buckets if every else planned.costliest:
+        at_once = planned.micro_batch(each.shape)
+        samples = samples_of_rank(each.bucket, planned.recipe, layout)
+        flops = [each.forward_flops, each.model_flops, each.training_flops]
+        row = [str(each.bucket), str(each.shape), f"{each.tokens:,}", f"{each.rank_tokens:,}"]
+        row += [f"{value / TERA:,.2f}" for value in flops]
+        row += [f"{each.sample_bytes / GIB:.2f}", str(at_once or "NONE"), f"{each.peak_bytes / GIB:.1f}"]
+        row += [str(samples), str(parts_of_step(samples, planned.recipe.bucket_run, at_once) or "-")]
+        if peak_tflops is not None and mfu is not None:
+            row.append(f"{seconds_of_step(planned, each, peak_tflops, mfu):.2f}")
+        rows.append(row)
+    lines = [
+        f"{planned.recipe.name}: {parameters(setup.config):,} parameters on devices of {memory / GB:g} GB "
+        f"({memory / GIB:.1f} GiB), {_setting(setup)}",
+        "  GiB on a rank: " + ", ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items() if value),
+        *_aligned(rows),
+        *_steps(planned),
+    ]
+    if peak_tflops is not None and mfu is not None:
+        lines.append(
+            f"  {days(planned, peak_tflops, mfu):.1f} days at {mfu:.0%} of {peak_tflops:g} TFLOPS, "
+            f"with as many clips of each duration"
+        )
+    return "\n".join(lines)
+
+
+def parts_of_step(samples: int, run: int, at_once: int) -> int:
+    """Micro-batches that a data rank makes of a step's samples, which come in runs from one bucket; 0: it cannot."""
+    run = min(run, samples)
+    return samples // run * -(-run // at_once) if at_once else 0
+
+
+def _steps(planned: Plan) -> Iterator[str]:
+    """What a step is, of images and of videos: of videos the costliest."""
+    for kind, same in (("images", False), ("videos", True)):
+        found = [each for each in planned.costliest if bool(each.bucket.duration_s) == same]
+        if found:
+            most = max(found, key=lambda each: each.tokens)
+            batch = _batch(planned.recipe, most.bucket)
+            tokens, flops = batch * most.tokens, batch * most.model_flops
+            yield (
+                f"  a step of {batch} {kind} ({most.bucket}): {tokens / 1e6:,.1f} M tokens, {flops / 1e15:,.1f} PFLOP, "
+                f"{flops / planned.setup.layout.world / TERA:,.0f} TFLOP a rank"
+            )
+
+
+def _batch(recipe: Recipe, bucket: Bucket) -> int:
+    return (recipe.video_batch if bucket.duration_s else recipe.image_batch) or 0
+
+
+def _aligned(rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help='a name ("stage2"), a file, or "all" of the report')
+    parser.add_argument("--memory-gb", type=float, required=True, help="of a device, 10^9 bytes")
+    parser.add_argument("--world", type=int, default=1, help="devices")
+    parser.add_argument("--shard", type=int, default=1, help="ranks that hold one copy of model and optimiser")
+    parser.add_argument("--sequence", type=int, default=1, help="ranks that share a sample's tokens")
+    parser.add_argument("--config", default="8b", help="8b, tiny, or a checkpoint's folder")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--recompute", choices=MODES, default="none")
+    parser.add_argument("--device", choices=["cpu", "cuda", "npu"], default="npu")
+    parser.add_argument("--other-gb", type=float, default=0.0, help="of a device's memory that something else takes")
+    parser.add_argument("--peak-tflops", type=float, help="of a device, for the time; with --mfu")
+    parser.add_argument("--mfu", type=float, help="share of the peak that is the model's work")
+    parser.add_argument("--all", action="store_true", help="every bucket, not the costliest of each duration")
+    options = parser.parse_args(arguments)
+    if (options.peak_tflops is None) != (options.mfu is None):
+        parser.error("the time takes both --peak-tflops and --mfu")
+    names = PAPER_RECIPES if options.recipe == "all" else (options.recipe,)
+    status, total = 0, 0.0
+    try:
+        config = read_config(options.config)
+        layout = Layout(options.world, options.shard, options.sequence)
+        recipes = [load_recipe(name) for name in names]
+    except (FileNotFoundError, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    for recipe in recipes:
+        memory, other = options.memory_gb * GB, int(options.other_gb * GB)
+        chosen = options.dtype, options.recompute, options.device
+        try:
+            planned = plan(recipe, config, layout, memory, *chosen, other_bytes=other)
+        except ValueError as problem:
+            print(f"recipe {recipe.name}: {problem}", file=sys.stderr)
+            return 2
+        print(table(planned, options.all, options.peak_tflops, options.mfu), end="\n\n", flush=True)
+        if options.mfu is not None:
+            total += days(planned, options.peak_tflops, options.mfu)
+        try:
+            check(planned)
+        except DoesNotFit as problem:
+            print(f"{problem}\n", file=sys.stderr, flush=True)
+            status = 1
+    if options.mfu is not None and len(recipes) > 1:
+        print(f"{total:.1f} days in all")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
