@@ -1,0 +1,120 @@
+"""What a training run shows in the Prefect UI while it runs: progress, the loss, the latest numbers, sample videos."""
+
+import base64
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+
+from tasks.gallery import poster
+from tasks.run_record import ProgressArtifact
+from training.loss_curve import loss_curve
+from training.progress import History, Metrics, as_table
+from training.run import TrainingRun
+
+EVERY_S = 5.0
+SHOWN = 12  # sample videos in an artifact
+POSTER_SIDE = 240
+
+
+class LiveArtifact:
+    """An artifact of the flow run that is made, by ``make``, when there is something to show, and then changed."""
+
+    def __init__(self, make: Callable[[str], object]) -> None:
+        self._make = make
+        self._id: UUID | None = None
+        self._data: str | None = None
+
+    def show(self, data: str) -> None:
+        if data == self._data:
+            return
+        if self._id is None:
+            made = self._make(data)
+            self._id = made if isinstance(made, UUID) else None
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._id, ArtifactUpdate(data=data))
+        self._data = data
+
+
+def markdown(key: str, description: str) -> LiveArtifact:
+    return LiveArtifact(lambda data: create_markdown_artifact(data, key=key, description=description))
+
+
+def table(key: str, description: str) -> LiveArtifact:
+    """Shows rows as JSON."""
+    return LiveArtifact(lambda data: create_table_artifact(json.loads(data), key=key, description=description))
+
+
+class TrainingArtifacts:
+    """Artifacts of one training run, refreshed at most every ``EVERY_S``.
+
+    A Prefect server that does not answer is a warning and no more: the next refresh shows everything again.
+    """
+
+    def __init__(self, run: TrainingRun, log: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        self._run, self._log = run, log
+        self._history, self._shown_s = History(), 0.0
+        self._progress = ProgressArtifact("training-progress", "Steps trained", every_s=0)
+        self._loss = markdown("training-loss", f"Loss of {run.recipe.name}, and smoothed")
+        self._numbers = table("training-metrics", "Latest numbers")
+        self._samples: dict[Path, LiveArtifact] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        self._history.add(metrics)
+
+    def refresh(self, now: bool = False) -> None:
+        """Show what is new, if it is time to, or ``now``."""
+        if not now and time.monotonic() - self._shown_s < EVERY_S:
+            return
+        try:
+            self._show()
+        except httpx.HTTPError as problem:
+            self._log.warning("the Prefect server was not told of progress: %s", problem)
+        self._shown_s = time.monotonic()
+
+    def _show(self) -> None:
+        for folder in sorted(self._run.folder.glob("samples/step-*")):
+            self._show_samples(folder)
+        lines = self._history.lines
+        if not lines:
+            return
+        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
+        self._loss.show(f"![loss]({data_uri('image/svg+xml', loss_curve(steps, losses, self._title()))})")
+        self._numbers.show(json.dumps(as_table(lines[-1])))
+        self._progress(lines[-1]["step"], lines[-1]["steps"])
+
+    def _title(self) -> str:
+        last = self._history.lines[-1]
+        return f"{self._run.recipe.name}: loss {last['loss']:.4f} at step {last['step']} of {last['steps']}"
+
+    def _show_samples(self, folder: Path) -> None:
+        videos = sorted(folder.glob("*.mp4"))
+        if not videos:
+            return
+        step = int(folder.name.removeprefix("step-"))
+        if folder not in self._samples:
+            self._samples[folder] = markdown("training-samples", f"Sample videos after step {step}")
+        self._samples[folder].show(gallery(videos))
+
+
+def gallery(videos: list[Path]) -> str:
+    """Videos as Markdown: their middle frames, and links to the files."""
+    cells = [
+        f"![]({poster(str(video), POSTER_SIDE)})<br>[{video.name}]({video.resolve().as_uri()})" for video in videos
+    ]
+    rows = [cells[first : first + 3] for first in range(0, min(len(cells), SHOWN), 3)]
+    lines = ["| | | |", "|---|---|---|", *("| " + " | ".join(row + [""] * (3 - len(row))) + " |" for row in rows)]
+    return "\n".join(lines)
+
+
+def data_uri(kind: str, content: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content.encode()).decode()}"

@@ -1,0 +1,37 @@
+"""``python -m training.torchrun EXITS.json [TORCHRUN'S ARGUMENTS]``: torchrun that says in a file how ranks ended.
+
+It is stopped by SIGTERM, which it passes to the ranks, and by the end of the process that started it.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+from training.attached import end_with_parent
+
+
+def main() -> int:
+    """Returns the exit status: 0, 1 where a rank failed, 128 + the signal that stopped the ranks."""
+    end_with_parent(signal.SIGTERM)
+    exits = Path(sys.argv[1])
+    try:
+        run(parse_args(sys.argv[2:]))
+    except ChildFailedError as failed:
+        ended = [
+            {"rank": rank, "status": failure.exitcode, "time": failure.timestamp}
+            for rank, failure in failed.failures.items()
+        ]
+        exits.write_text(json.dumps(ended))
+        return 1
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
