@@ -18,6 +18,7 @@ from types import FrameType
 import torch
 
 from models.whole_file import writing
+from training.batch_buffer import BufferedFeed
 from training.batches import BatchPlan, Job
 from training.checkpoints import Checkpoints, State, export
 from training.ema import Ema
@@ -27,10 +28,10 @@ from training.lineage import Lineage, forget
 from training.loop import TrainingDiverged, train
 from training.manifest import open_manifest
 from training.metrics import Metrics, MetricsLog, read_metrics
-from training.micro_batch import samples_at_once
+from training.micro_batch import memory_plan, samples_at_once
 from training.parallel import Parallel, start, stop
 from training.records import Records
-from training.run import TrainingRun
+from training.run import TrainingRun, facts_of
 from training.samples import Sampler
 from training.weights import starting_model
 
@@ -77,7 +78,7 @@ def train_run(run: TrainingRun, stop_asked: StopRequest) -> int:
         )
         state = State(model, Ema(model, recipe.ema_decay), optimizer)
         checkpoints = Checkpoints(run.folder / "checkpoints", parallel, run.record.keep_last, run.record.keep_best)
-        facts = {"recipe": recipe.model_dump(mode="json"), "seed": run.seed, "manifest": manifest.fingerprint}
+        facts = facts_of(run, manifest.fingerprint)
         newest = checkpoints.last()
         done = checkpoints.load(newest[1], state, facts) if newest else 0
 
@@ -92,7 +93,7 @@ def train_run(run: TrainingRun, stop_asked: StopRequest) -> int:
         feed = _feed(run, plan, parallel, encoder, done)
         del encoder
         try:
-            at_once = samples_at_once(run, plan, model.config, parallel)
+            at_once = samples_at_once(run, memory_plan(run, manifest, model.config, parallel.layout))
             steps = range(done, recipe.steps)
             done = train(state, steps, plan, feed, parallel, at_once, metrics, lineage, stop_asked, records.after_step)
             checkpoints.finish()
@@ -121,7 +122,8 @@ def _feed(run: TrainingRun, plan: BatchPlan, parallel: Parallel, encoder: Encode
     if not run.encode.servers:
         assert encoder is not None
         return EncodeHere(plan, encoder, parallel.data_rank, parallel.layout.data_ranks)
-    raise NotImplementedError
+    ranks = parallel.layout.data_ranks
+    return BufferedFeed(run.manifests, plan.job, run.encode, data_rank=parallel.data_rank, data_ranks=ranks, first=step)
 
 
 def _finish(run: TrainingRun, state: State, sampler: Sampler, parallel: Parallel) -> None:

@@ -1,7 +1,7 @@
 """A run of training: a recipe, what it trains on, and how this machine or cluster does it, as one JSON file."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,3 +73,8 @@ class TrainingRun(BaseModel):
     @property
     def folder(self) -> Path:
         return Path(self.output)
+
+
+def facts_of(run: TrainingRun, manifest: str) -> dict[str, Any]:
+    """What makes it this run and no other, for its checkpoints; ``manifest`` is the fingerprint of its manifests."""
+    return {"recipe": run.recipe.model_dump(mode="json"), "seed": run.seed, "manifest": manifest}
