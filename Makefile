@@ -1,4 +1,5 @@
 # make demo   build the sample library, curate it, show the funnel, the manifest, the report and the UI
+# make train-demo   train stages 1 to 3, lite, on the manifest of make demo, and show what they learned
 # make test   all tests
 # make bench  wall time of curation over wall time of decoding: make bench FILES="a.mp4 b.mp4" (or a folder)
 
@@ -13,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 # Users may have pip or Python settings of their own; the project's environment has none.
 unexport PYTHONPATH
 
-.PHONY: setup demo test lint bench lock clean
+.PHONY: setup demo train-demo test lint bench lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(VENV)/installed
@@ -28,6 +29,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 demo: setup
 	$(BIN)/python -m benchmarks.demo $(DEMO)
+
+train-demo: setup
+	$(BIN)/python -m benchmarks.train_demo $(DEMO)
 
 test: setup
 	$(BIN)/python -m pytest

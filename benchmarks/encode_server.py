@@ -201,7 +201,7 @@ def _serve(case: Case, pipe: Connection) -> None:
             connection, _ = listener.accept()
             with connection:
                 for buffer in buffers:
-                    connection.sendall(buffer)
+                    connection.sendall(buffer.data)
 
     threading.Thread(target=send, daemon=True).start()
     pipe.send((server.port, listener.getsockname()[1]))

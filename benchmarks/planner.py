@@ -82,7 +82,7 @@ def _state_and_peak(case: Case, parallel: Parallel) -> int:
     model.recompute = Recompute(case.setup.recompute)
     parallelize(model, parallel, getattr(torch, case.setup.dtype))
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, foreach=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=case.setup.device != "npu")
     ema = Ema(model, 0.999)
 
     def step() -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -73,6 +72,8 @@ class SD3TextEncoder:
             FileNotFoundError: folders or files are missing; all of them are named.
             ValueError: weights are missing or of another shape, or the encoders' widths do not go together.
         """
+        import transformers  # takes seconds, which every process without these encoders would pay
+
         folder = Path(folder)
         _check_files(folder)
         self.device = torch.device(device)

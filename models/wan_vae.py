@@ -20,15 +20,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.codec import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR, check_latents, check_video
+
+if TYPE_CHECKING:  # importing diffusers takes seconds, which every process of a run would pay
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 ENCODE_FLOATS = 42
 DECODE_FLOATS = 56
@@ -45,7 +46,7 @@ class WanCodec(nn.Module):
     _mean: Tensor
     _std: Tensor
 
-    def __init__(self, vae: AutoencoderKLWan, *, memory_bytes: int | None = None) -> None:
+    def __init__(self, vae: "AutoencoderKLWan", *, memory_bytes: int | None = None) -> None:
         """Use ``vae`` with the statistics of its configuration.
 
         Args:
@@ -78,6 +79,8 @@ class WanCodec(nn.Module):
             tile = video[part.samples, :, :, _pixels(part.rows), _pixels(part.columns)]
             for frame, chunk in enumerate(self._encode_chunks(tile)):
                 moments[part.samples, :, frame : frame + 1, part.rows, part.columns] += weight * chunk
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
         posterior = DiagonalGaussianDistribution(moments)
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return (latents - self._mean) / self._std
@@ -217,6 +220,8 @@ def load_wan_codec(
             f"the VAE is not complete; missing: {', '.join(missing)}. {folder} should be the vae folder of a "
             "ContentV or Wan2.1 checkpoint in the diffusers layout"
         )
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder, local_files_only=True))
     _checked_config(vae)
@@ -228,7 +233,7 @@ def load_wan_codec(
     return WanCodec(vae, memory_bytes=memory_bytes)
 
 
-def _checked_config(vae: AutoencoderKLWan) -> Any:
+def _checked_config(vae: "AutoencoderKLWan") -> Any:
     """The VAE's configuration. ValueError unless it has the codec's channels and factors, and their statistics."""
     config: Any = vae.config
     found = (config.z_dim, config.scale_factor_temporal, config.scale_factor_spatial)

@@ -151,6 +151,7 @@ class _Process:
             self._process.start()
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
             raise
         theirs.close()  # else its death would not be the end of the pipe
 
@@ -205,7 +206,7 @@ def new_folder(encode: EncodeConfig) -> tuple[Path, int]:
         raise OSError(errno.ENOSPC, f"{words}: make encode.buffer_gb smaller, or set encode.buffer_folder")
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another took it for left behind before it was locked
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another took it for left behind: not locked yet
             return folder, hold(folder)
 
 
@@ -258,7 +259,7 @@ class _Room:
 
 
 def _run(what: _What, first: int, encoder: str | None, folder: Path, parent: int, pipe: Connection) -> None:
-    """The buffer process: fetches from step ``first`` to the last, and stays until its trainer closes the pipe."""
+    """The buffer process: fetches from step ``first`` to the last, and stays until its trainer ends it or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups: the trainer says when it is over
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -307,3 +308,6 @@ def _fetch_ahead(
         with writing:
             wire.write_file(folder / file_name(step), records)
         pipe.send_bytes(json.dumps({"ready": step}).encode())
+    raise IndexError(
+        f"recipe {what.job.recipe.name} has {plan.steps} steps from 0, and a batch after them was asked for"
+    )

@@ -5,7 +5,8 @@ and any other number of ranks, or one process, reads them; and ``facts.json``. I
 hidden name, and renamed once every rank is done: what has the name is whole.
 
 PyTorch's reader unpickles the index (``.metadata``) and any entry that is no tensor. Here entries are tensors alone,
-which are read with ``weights_only``; and of the index only PyTorch's own descriptions of tensors are unpickled.
+which are read with ``weights_only``; and of the index only PyTorch's own descriptions of tensors are unpickled. While
+they save or load, the ranks of a run exchange their plans pickled, in their own process group.
 
 ``python -m training.checkpoints CHECKPOINT OUTPUT`` exports any of them in the layout of diffusers, without a run.
 """

@@ -8,6 +8,7 @@ import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -54,6 +55,7 @@ class Encoder:
     def __init__(self, codec: VideoCodec, text: TextEncoder, fps: int, fingerprint: str, device: str = "cpu") -> None:
         self._codec, self._text, self._fps, self._device = codec, text, fps, device
         self.fingerprint = fingerprint
+        self._lock = Lock()  # a server has threads; the device takes one sample at a time
         self._latents: OrderedDict[tuple[str, Shape], Tensor] = OrderedDict()
         self._latent_bytes = 0
         self._texts: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
@@ -66,27 +68,31 @@ class Encoder:
 
     def _latents_of(self, sample: Sample) -> Tensor:
         key = sample.clip.clip_id, sample.shape
-        if (known := self._latents.get(key)) is not None:
-            self._latents.move_to_end(key)
-            return known
+        with self._lock:
+            if (known := self._latents.get(key)) is not None:
+                self._latents.move_to_end(key)
+                return known
         video = to_float(read_clip(sample.clip, sample.shape, self._fps))
-        latents = self._codec.encode(video.to(self._device))[0].float().cpu()
-        self._latents[key] = latents
-        self._latent_bytes += latents.nbytes
-        while self._latent_bytes > LATENTS_KEPT:
-            self._latent_bytes -= self._latents.popitem(last=False)[1].nbytes
+        with self._lock:
+            latents = self._codec.encode(video.to(self._device))[0].float().cpu()
+            if key not in self._latents:
+                self._latents[key] = latents
+                self._latent_bytes += latents.nbytes
+            while self._latent_bytes > LATENTS_KEPT:
+                self._latent_bytes -= self._latents.popitem(last=False)[1].nbytes
         return latents
 
     @torch.no_grad()
     def embed(self, caption: str) -> tuple[Tensor, Tensor]:
         """Text tokens [S, width] and pooled text [width] of a caption."""
-        if caption not in self._texts:
-            embedding = self._text.encode([caption])
-            self._texts[caption] = embedding.tokens[0].cpu(), embedding.pooled[0].cpu()
-            if len(self._texts) > TEXTS_KEPT:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(caption)
-        return self._texts[caption]
+        with self._lock:
+            if caption not in self._texts:
+                embedding = self._text.encode([caption])
+                self._texts[caption] = embedding.tokens[0].cpu(), embedding.pooled[0].cpu()
+                if len(self._texts) > TEXTS_KEPT:
+                    self._texts.popitem(last=False)
+            self._texts.move_to_end(caption)
+            return self._texts[caption]
 
 
 def load_encoder(folder: str | None, recipe: Recipe, device: str = "cpu") -> Encoder:
@@ -109,12 +115,12 @@ def load_encoder(folder: str | None, recipe: Recipe, device: str = "cpu") -> Enc
     if recipe.text == "sd3":
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         text = SD3TextEncoder(root, device=device, dtype=dtype)
-    return Encoder(codec, text, recipe.fps, _fingerprint(root, recipe, parts), device)
+    return Encoder(codec, text, recipe.fps, _fingerprint(root, recipe, parts, device), device)
 
 
-def _fingerprint(root: Path, recipe: Recipe, parts: list[str]) -> str:
-    """Hash of what the encoder is made of: names and content of its weight files."""
-    digest = hashlib.sha256(f"{recipe.codec} {recipe.text} {recipe.fps}".encode())
+def _fingerprint(root: Path, recipe: Recipe, parts: list[str], device: str) -> str:
+    """Hash of what the encoder is made of: names and content of its files; and the kind of device, as bits differ."""
+    digest = hashlib.sha256(f"{recipe.codec} {recipe.text} {recipe.fps} {device.split(':')[0]}".encode())
     for part in parts:
         for path in sorted(file for folder in root.glob(part) for file in folder.iterdir() if file.is_file()):
             digest.update(str(path.relative_to(root)).encode())

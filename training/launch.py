@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -146,6 +147,16 @@ def tell_metrics(listener: Listener, metrics: Lines) -> None:
         listener.on_metrics(json.loads(line))
 
 
+def calmly(on_line: Callable[[str], object]) -> Callable[[str], object]:
+    """As ``on_line``, while another error is on its way already: what it raises must not cost the ranks their grace."""
+
+    def told(line: str) -> None:
+        with suppress(Exception):
+            on_line(line)
+
+    return told
+
+
 class Ranks:
     """The ranks of one attempt: torchrun, in a session of its own."""
 
@@ -181,11 +192,12 @@ class Ranks:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
-        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._lines: SimpleQueue[str | None] = SimpleQueue()  # None: torchrun has ended
+        self._ended = False
         Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -197,41 +209,51 @@ class Ranks:
     def follow(self, listener: Listener, metrics: Lines) -> int:
         """Pass on lines and metrics until torchrun has ended; returns its exit status."""
         try:
-            while not (listener.stop.is_set() or self._pass_on(listener.on_line)):
+            while not (listener.stop.is_set() or self._ended):
+                self._pass_on(listener.on_line)
                 tell(listener, metrics)
             if listener.stop.is_set():
                 self._stop(listener.on_line)
-            self._process.wait(KILL_S)
+            self._reap()
         except BaseException:
-            self._stop(listener.on_line)
+            self._stop(calmly(listener.on_line))
+            self._reap()
             tell_metrics(listener, metrics)
             raise
-        finally:
-            self._process.kill()  # does nothing where it has ended; the kernel ends ranks that it would leave behind
-            self._process.wait()
         tell(listener, metrics)
         return self._process.returncode
 
     def _stop(self, on_line: Callable[[str], object]) -> None:
-        """End the ranks, with their grace. Nothing but lines is passed on: who stops us may not wait for long."""
+        """End the ranks, with their grace. Nothing but lines is passed on: who stops us may not wait for long.
+
+        Where a second signal breaks this off, torchrun goes on with it alone.
+        """
         self._process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + self._grace_s + KILL_S
-        while time.monotonic() < deadline and not self._pass_on(on_line):
-            pass
+        while not self._ended and time.monotonic() < deadline:
+            self._pass_on(on_line)
 
-    def _pass_on(self, on_line: Callable[[str], object]) -> bool:
-        """The lines that come within ``POLL_S``; returns whether the last was among them."""
+    def _reap(self) -> None:
+        """Wait for torchrun, which has ended or should have. If it is killed, the kernel ends the ranks."""
+        try:
+            self._process.wait(KILL_S if self._ended else 0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _pass_on(self, on_line: Callable[[str], object]) -> None:
+        """Pass on the lines that come within ``POLL_S``, and note the end."""
         until = time.monotonic() + POLL_S
         while (left := until - time.monotonic()) > 0:
             try:
                 line = self._lines.get(timeout=left)
             except Empty:
-                return False
+                return
             if line is None:
-                return True
+                self._ended = True
+                return
             self._note(line)
             on_line(line)
-        return False
 
     def _note(self, line: str) -> None:
         ours = RANK_LINE.match(line)

@@ -18,7 +18,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from training.failures import LINES, Failure, first_failure, reported
-from training.launch import POLL_S, Listener, Outcome, again, clear_errors, tell, tell_metrics
+from training.launch import POLL_S, Listener, Outcome, again, calmly, clear_errors, tell, tell_metrics
 from training.progress import Lines
 from training.run import TrainingRun
 
@@ -57,6 +57,7 @@ def launch_on_ray(
         importlib.import_module("ray.train")
     except ImportError as missing:
         raise ModuleNotFoundError('launcher "ray" needs Ray Train: uv pip install "contentv[ray]"') from missing
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which logs what is printed a second time
     listener = listener or Listener()
     metrics = Lines(run.folder / "metrics.jsonl")
     with connected(address, processes):
@@ -122,7 +123,7 @@ class Workers:
             if self._thread.is_alive():
                 self._stop(listener.on_line)
         except BaseException:
-            self._stop(listener.on_line)
+            self._stop(calmly(listener.on_line))
             tell_metrics(listener, metrics)
             raise
         self._pass_on(listener.on_line)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from torch import Tensor
 
@@ -94,6 +93,8 @@ def read_lineage(folder: Path, *, step: int | None = None, clip: str | None = No
 
     FileNotFoundError where the run has left none.
     """
+    import pyarrow.dataset as ds  # takes seconds, and only reading wants it
+
     if not (folder / "lineage").is_dir():
         raise FileNotFoundError(f"{folder} has no lineage: is it the output of a training run?")
     wanted = [ds.field(name) == value for name, value in (("step", step), ("clip_id", clip)) if value is not None]

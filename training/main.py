@@ -97,6 +97,9 @@ def train_run(run: TrainingRun, stop_asked: StopRequest) -> int:
             steps = range(done, recipe.steps)
             done = train(state, steps, plan, feed, parallel, at_once, metrics, lineage, stop_asked, records.after_step)
             checkpoints.finish()
+        except TrainingDiverged:
+            checkpoints.finish()  # of good steps, and all ranks are here
+            raise
         finally:
             if feed:
                 feed.close()

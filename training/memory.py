@@ -293,7 +293,8 @@ def _attending(rank: _Rank) -> int:
 
 def device_bytes(setup: Setup, tokens: Tokens, memory_bytes: int) -> int:
     """The most that one rank takes of a device of so much memory, in a step whose micro-batches are such."""
-    updating = FLOAT32 * -(-parameters(setup.config) // setup.layout.shard)  # the optimiser's roots of the moments
+    # Where AdamW is not fused, it has the roots of its second moments.
+    updating = FLOAT32 * -(-parameters(setup.config) // setup.layout.shard) if setup.device == "npu" else 0
     return state(setup).total + max(peak(setup, tokens), updating) + reserve(setup, memory_bytes)
 
 

@@ -1,16 +1,21 @@
 """How many samples a device takes at once, by cost class: what the memory plan says, unless the run does."""
 
 import os
+from pathlib import Path
 
 import torch
 
 from models.transformer import TransformerConfig
+from models.wan_vae import ENCODE_FLOATS
 from training.layout import Layout
 from training.manifest import Manifest
 from training.planner import Plan, check, plan
+from training.recipe import Recipe
 from training.run import MachineConfig, TrainingRun
 
 GB = 1e9
+FLOAT32 = 4
+VAE_WIDTH = 96  # channels of the published VAE
 
 
 def memory_plan(run: TrainingRun, manifest: Manifest, config: TransformerConfig, layout: Layout) -> Plan:
@@ -30,6 +35,15 @@ def samples_at_once(run: TrainingRun, planned: Plan) -> dict[int, int]:
         return dict.fromkeys(planned.at_once, run.machine.micro_batch)
     check(planned)
     return planned.at_once
+
+
+def encoder_bytes(recipe: Recipe, folder: str) -> int:
+    """What VAE and text encoders take of a device that encodes for itself: their files, and a frame's working set."""
+    parts = ["vae/*.safetensors"] if recipe.codec == "wan" else []
+    parts += ["text_encoder*/*.safetensors"] if recipe.text == "sd3" else []
+    weights = sum(file.stat().st_size for part in parts for file in Path(folder).glob(part))
+    frame = ENCODE_FLOATS * VAE_WIDTH * recipe.height * recipe.width * FLOAT32
+    return weights + (frame if recipe.codec == "wan" else 0)
 
 
 def device_memory(machine: MachineConfig, world: int) -> float:

@@ -26,11 +26,11 @@ from training.sequence_parallel import forward_shard, shard_of, ulysses
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 PATIENCE_S = 1800.0
-# Said of a block's text, which the last block passes on, and of samples: nothing writes into either.
-warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 HEADER = 64  # numbers that describe the tensors of a batch: how many, then dtype, axes and sizes of each
+
+# Said of a block's text, which the last block passes on, and of samples: nothing writes into either.
+warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
 
 
 @dataclass

@@ -142,6 +142,8 @@ def plan(
 
     Args:
         buckets: those that the data have; by default all that curation makes.
+
+    ValueError: a step's batch does not divide among the data ranks.
     """
     setup = Setup(config, layout, dtype, recompute, device)
     known = ALL_BUCKETS if buckets is None else buckets
@@ -244,8 +246,15 @@ def remedies(planned: Plan) -> list[Plan]:
             if not _fits(planned, replace(setup, layout=layout, recompute=mode)):
                 continue
             chosen = planned.memory_bytes, setup.dtype, mode, setup.device
-            text, others = planned.buckets[0].text_tokens, planned.other_bytes
-            found[changed] = plan(planned.recipe, setup.config, layout, *chosen, text_tokens=text, other_bytes=others)
+            found[changed] = plan(
+                planned.recipe,
+                setup.config,
+                layout,
+                *chosen,
+                text_tokens=planned.buckets[0].text_tokens,
+                other_bytes=planned.other_bytes,
+                buckets=[each.bucket for each in planned.buckets],
+            )
     fewest = min((sum(changed) for changed in found), default=0)
     return [other for changed, other in found.items() if sum(changed) == fewest]
 

@@ -84,7 +84,9 @@ class Sampler:
             dist.barrier(group=parallel.cpu_group)
 
     def _embedding(self, index: int) -> TextEmbedding:
-        tokens, pooled = (self._text[name][index : index + 1].to(self._parallel.device) for name in ("tokens", "pooled"))
+        tokens, pooled = (
+            self._text[name][index : index + 1].to(self._parallel.device) for name in ("tokens", "pooled")
+        )
         return TextEmbedding(tokens, pooled)
 
     def _write(self, latents: Tensor, index: int, step: int) -> None:

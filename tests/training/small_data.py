@@ -1,4 +1,4 @@
-"""A manifest of small real files: videos of a moving square in three buckets, and two images, as curation writes them."""
+"""A manifest of small real files, as curation writes it: videos of a moving square in three buckets, and two images."""
 
 from pathlib import Path
 from typing import Any

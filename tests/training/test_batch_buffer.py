@@ -83,7 +83,7 @@ def files(folder: Path) -> dict[str, int]:
 def test_batches_are_the_trainers_own_bit_by_bit_within_the_bound_and_after_the_process_is_killed(
     here: _Server, tmp_path: Path
 ) -> None:
-    setting = here.setting
+    setting, before = here.setting, here.server.status()["requests"]
     wanted = EncodeHere(here.plan, load_encoder(None, RECIPE), 1, 2)
     encode = setting.encode(tmp_path, batches=1.6)  # of two ranks each has half a batch: three fit
     feed = BufferedFeed([setting.uri], setting.job, encode, data_rank=1, data_ranks=2, first=3)
@@ -91,7 +91,7 @@ def test_batches_are_the_trainers_own_bit_by_bit_within_the_bound_and_after_the_
         assert batches_equal(feed.batch(3), wanted.batch(3))
         assert feed.encoder == here.server.status()["encoder"]
         until(lambda: len(files(tmp_path)) == 2)  # and the one in use makes three
-        until(lambda: here.server.status()["requests"] == 5)  # two more are fetched, and wait for room
+        until(lambda: here.server.status()["requests"] == before + 5)  # two more are fetched, and wait for room
         assert sorted(files(tmp_path)) == ["step-00000004.arrow", "step-00000005.arrow"]
         held = feed.batch(4)
         most = 0
@@ -110,9 +110,11 @@ def test_batches_are_the_trainers_own_bit_by_bit_within_the_bound_and_after_the_
         feed._what = type(feed._what)(  # from here with room for less than one batch
             feed._what.manifests, feed._what.job, setting.encode(tmp_path, batches=0.01), 1, 2
         )
-        for step in (1, 2):  # the next call starts another, at any step
+        for step in (STEPS - 2, STEPS - 1):  # the next call starts another, at any step
             assert batches_equal(feed.batch(step), wanted.batch(step))
         assert sum(path.is_dir() for path in tmp_path.iterdir()) == 1
+        with pytest.raises(IndexError, match=f"recipe small has {STEPS} steps from 0, and there is no batch after"):
+            feed.batch(STEPS)
     finally:
         feed.close()
     assert list(tmp_path.iterdir()) == []

@@ -133,7 +133,9 @@ def test_steps_are_shared_out_exactly() -> None:
 
 
 def test_a_bucket_that_no_step_reaches_is_named(manifest: Manifest, caplog: pytest.LogCaptureFixture) -> None:
-    recipe = small_recipe(frames=125, video_batch=8, bucket_run=4, phases=[{"data": "videos", "steps": 1}], warmup_steps=0)
+    recipe = small_recipe(
+        frames=125, video_batch=8, bucket_run=4, phases=[{"data": "videos", "steps": 1}], warmup_steps=0
+    )
     plan = planned(manifest, recipe)
     assert {bucket.duration_s for bucket in plan.unvisited} == {5}
     assert "not trained on: 16x9 5 s" in caplog.text

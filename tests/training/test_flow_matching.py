@@ -65,6 +65,6 @@ def test_every_number_weighs_the_same_on_ranks_with_unequal_buckets() -> None:
 
 
 def test_shapes_that_would_broadcast_are_refused() -> None:
-    data, noise = draws(2, 4, 1, 2, 2)
+    data, _ = draws(2, 4, 1, 2, 2)
     with pytest.raises(ValueError, match="one shape"):
         squared_errors(data[:1], data)

@@ -222,12 +222,15 @@ def test_an_error_of_a_listener_stops_the_ranks(stand_in):
     run = stand_in("wait")
 
     def on_line(line: str) -> None:
-        if line == "[rank 1] waiting":
+        heard.append(line)
+        if {"[rank 0] waiting", "[rank 1] waiting"} <= set(heard):
             raise LookupError("nobody listens")
 
+    heard: list[str] = []
     with pytest.raises(LookupError):
         launch(run, 2, Listener(on_line), module="stand_in")
     assert no_one_left(run.folder)
+    assert "[rank 0] stopped at step 3 of 4" in heard and (run.folder / "saved-0").exists()
 
 
 PROGRAM = """

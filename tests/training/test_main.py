@@ -118,7 +118,13 @@ def test_killed_and_resumed_it_is_bitwise_the_same(whole: TrainingRun, data: str
     ],
 )
 def test_killed_and_resumed_on_other_ranks_the_curve_is_the_same(
-    whole: TrainingRun, data: str, tmp_path: Path, machine: dict[str, Any], ranks: int, later: dict[str, Any], ranks_later: int
+    whole: TrainingRun,
+    data: str,
+    tmp_path: Path,
+    machine: dict[str, Any],
+    ranks: int,
+    later: dict[str, Any],
+    ranks_later: int,
 ) -> None:
     step = random.randint(4, STEPS - 2)
     print("killed at step", step)

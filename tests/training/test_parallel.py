@@ -23,6 +23,8 @@ from training.flow_matching import noised, squared_errors, timestep_of
 from training.layout import Layout
 from training.parallel import Parallel, SharedFlag, local, parallelize, start, stop
 
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+
 RANKS = 4
 # Three heads do not divide by two or four; nor do the tokens of the buckets: 27, 12, 3, and 1, which one rank has.
 SIZE = {"num_layers": 2, "num_attention_heads": 3, "attention_head_dim": 16}
