@@ -1,6 +1,8 @@
 """Ranks as real processes: what a launcher passes on, whom it blames, how it stops, and that nobody is left behind."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from pathlib import Path
 run = json.loads(Path(sys.argv[1]).read_text())
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 out, ending = Path(run["output"]), run["checkpoint"]
-(out / f"pid-{rank}").write_text(str(os.getpid()))
+(out / f"pid-{rank}").write_text(f"{os.getpid()} {os.getppid()}")
 starts = out / f"starts-{rank}"
 starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
 print(f"{ending} of {world}", flush=True)
@@ -123,11 +125,12 @@ def alive(pid: int) -> bool:
 
 
 def pids(out: Path) -> list[int]:
-    return [int(path.read_text()) for path in out.glob("pid-*")]
+    """Of the ranks, and of torchrun."""
+    return [int(pid) for path in out.glob("pid-*") for pid in path.read_text().split()]
 
 
 def no_one_left(out: Path) -> bool:
-    """Whether the ranks are gone, at once or once their grace is over."""
+    """Whether ranks and torchrun are gone, at once or once their grace is over."""
     for _ in range(200):
         if not any(alive(pid) for pid in pids(out)):
             return len(pids(out)) > 0
@@ -260,6 +263,10 @@ def test_nobody_is_left_where_the_launcher_is_killed_and_who_can_saves(stand_in,
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
         of_ranks = (text for text in launcher.stdout if line in text)
         assert next(of_ranks) and next(of_ranks)
+        if when == "stopping":
+            for _ in range(3):  # as the kernel may, for a parent of many threads
+                os.kill(pids(run.folder)[1], signal.SIGTERM)
+                time.sleep(0.2)
         launcher.kill()
     assert no_one_left(run.folder)
     assert [path.name for path in run.folder.glob("saved-*")] == ["saved-0"]
