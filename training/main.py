@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -58,7 +59,7 @@ class StopRequest:
         self._asked = True
 
 
-def train_run(run: TrainingRun, stop_asked: StopRequest) -> int:
+def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
     """Train as one of the ranks that were started; returns how many steps are finished: all, or fewer if stopped."""
     machine, recipe = run.machine, run.recipe
     world = int(os.environ.get("WORLD_SIZE", "1"))

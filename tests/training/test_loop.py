@@ -1,6 +1,5 @@
 """What ranks must agree on, and what they must not, for a step to be one step."""
 
-
 import pytest
 import torch
 
