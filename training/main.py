@@ -21,9 +21,10 @@ import torch
 from models.whole_file import writing
 from training.batch_buffer import BufferedFeed
 from training.batches import BatchPlan, Job
-from training.checkpoints import Checkpoints, State, export
+from training.checkpoints import Checkpoints, State
 from training.ema import Ema
 from training.encode import EncodeHere, Encoder, Feed, load_encoder
+from training.export import export
 from training.layout import Layout
 from training.lineage import Lineage, forget
 from training.loop import TrainingDiverged, train

@@ -9,7 +9,7 @@ from models.transformer import TransformerConfig
 from models.wan_vae import ENCODE_FLOATS
 from training.layout import Layout
 from training.manifest import Manifest
-from training.planner import Plan, check, plan
+from training.memory_plan import Plan, check, plan
 from training.recipe import Recipe
 from training.run import MachineConfig, TrainingRun
 

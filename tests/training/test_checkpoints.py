@@ -28,8 +28,9 @@ from tests.training.test_parallel import (
     train_step,
     whole,
 )
-from training.checkpoints import Checkpoints, NotWritten, State, export, last_checkpoint, main
+from training.checkpoints import Checkpoints, NotWritten, State, last_checkpoint
 from training.ema import Ema
+from training.export import export, main
 from training.layout import Layout
 from training.parallel import Parallel, parallelize
 
@@ -394,7 +395,7 @@ def test_an_export_of_four_ranks_is_the_averaged_weights(ranks, folder: Path) ->
 
 
 def test_any_checkpoint_is_exported_without_a_run(ranks, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-m", "training.checkpoints", "four/step-00000003", "exported", "--source", "source"]
+    command = [sys.executable, "-m", "training.export", "four/step-00000003", "exported", "--source", "source"]
     root = Path(__file__).parents[2]
     subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(root)}, check=True)
     exported = load_transformer(folder / "exported").state_dict()

@@ -7,19 +7,8 @@ from models.transformer import TransformerConfig
 from training.buckets import ASPECTS, Bucket, Shape
 from training.layout import Layout
 from training.memory import MODES, Setup, Tokens, device_bytes
-from training.planner import (
-    DURATIONS_S,
-    GB,
-    PAPER_RECIPES,
-    DoesNotFit,
-    Plan,
-    check,
-    days,
-    main,
-    parts_of_step,
-    plan,
-    remedies,
-)
+from training.memory_plan import DURATIONS_S, GB, DoesNotFit, Plan, check, plan, remedies
+from training.planner import PAPER_RECIPES, days, main, parts_of_step
 from training.recipe import load_recipe
 
 CONFIG = read_config("8b")
