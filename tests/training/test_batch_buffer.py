@@ -113,7 +113,7 @@ def test_batches_are_the_trainers_own_bit_by_bit_within_the_bound_and_after_the_
         for step in (STEPS - 2, STEPS - 1):  # the next call starts another, at any step
             assert batches_equal(feed.batch(step), wanted.batch(step))
         assert sum(path.is_dir() for path in tmp_path.iterdir()) == 1
-        with pytest.raises(IndexError, match=f"recipe small has {STEPS} steps from 0, and a batch after them was asked for"):
+        with pytest.raises(IndexError, match=f"small has {STEPS} steps from 0, and a batch after them was asked for"):
             feed.batch(STEPS)
     finally:
         feed.close()
