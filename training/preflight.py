@@ -102,7 +102,8 @@ def check_sources(manifest: Manifest) -> None:
 def check_servers(run: TrainingRun, manifest: Manifest) -> None:
     """That an encode server answers, and that those which do encode this data as the recipe wants it."""
     token = read_token(run.encode.token_file) if run.encode.token_file else None
-    silent = []
+    silent: list[str] = []
+    encoders: dict[str, str] = {}  # fingerprint -> the first server that has it
     servers = [server for server in run.encode.servers if not server.startswith("file:")]  # a list may grow later
     for server in servers:
         try:
@@ -115,6 +116,9 @@ def check_servers(run: TrainingRun, manifest: Manifest) -> None:
         for name in ("codec", "text", "fps"):
             if status[name] != getattr(run.recipe, name):
                 raise ValueError(f"encode server {server} has {name} {status[name]!r}, not the recipe's")
+        encoders.setdefault(status["encoder"], server)
+    if len(encoders) > 1:
+        raise ValueError(f"encode servers {' and '.join(encoders.values())} encode with other weights or other devices")
     if servers and len(silent) == len(servers):
         raise ValueError(f"no encode server answers: {'; '.join(silent)}")
 
