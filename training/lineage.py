@@ -83,8 +83,8 @@ class Lineage:
 
 def forget(folder: Path, finished_steps: int) -> None:
     """Remove the records of steps that a resumed run will take again, by one rank before any writes."""
-    for path in (folder / "lineage").glob("steps-*.parquet"):
-        if int(path.name.split("-")[1]) >= finished_steps:
+    for path in (folder / "lineage").glob("steps-*"):
+        if path.suffix != ".parquet" or int(path.name.split("-")[1]) >= finished_steps:  # or what a crash cut off
             path.unlink()
 
 
@@ -101,7 +101,8 @@ def read_lineage(folder: Path, *, step: int | None = None, clip: str | None = No
     expression = None
     for each in wanted:
         expression = each if expression is None else expression & each
-    rows = ds.dataset(folder / "lineage", SCHEMA, format="parquet").to_table(filter=expression).to_pylist()
+    files = sorted(map(str, (folder / "lineage").glob("steps-*.parquet")))
+    rows = ds.dataset(files, SCHEMA, format="parquet").to_table(filter=expression).to_pylist()
     return sorted(rows, key=lambda row: (row["step"], row["index"]))
 
 

@@ -55,6 +55,17 @@ def test_steps_that_are_taken_again_are_forgotten(plan: BatchPlan, tmp_path: Pat
     assert {row["step"] for row in read_lineage(tmp_path)} == {0, 1, 2}
 
 
+def test_a_file_that_a_crash_left_without_its_name_does_not_count(plan: BatchPlan, tmp_path: Path) -> None:
+    record(plan, tmp_path, range(3))
+    whole = read_lineage(tmp_path)
+    (written, *_) = (tmp_path / "lineage").iterdir()
+    left = written.with_name(f"{written.name}.0a1b2c3d.partial")
+    left.write_bytes(written.read_bytes())
+    assert read_lineage(tmp_path) == whole
+    forget(tmp_path, 3)
+    assert not left.exists() and read_lineage(tmp_path) == whole
+
+
 def test_what_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--step", "0"]) == 1
     assert "has no lineage" in capsys.readouterr().err

@@ -80,4 +80,12 @@ def test_own_recipe_is_read_by_its_path(tmp_path) -> None:
     )
     with pytest.raises(RecipeError, match="stage1, stage2, stage3, vae-adaptation"):
         load_recipe("stage9")
-    assert recipe_names() == sorted(TABLE_2)
+    assert recipe_names() == sorted([*TABLE_2, *(f"lite-{name}" for name in TABLE_2)])
+
+
+@pytest.mark.parametrize("name", ["vae-adaptation", "stage1", "stage2", "stage3"])
+def test_the_lite_recipes_have_the_same_shape_of_content(name: str) -> None:
+    paper, lite = load_recipe(name), load_recipe(f"lite-{name}")
+    assert [phase.data for phase in lite.phases] == [phase.data for phase in paper.phases]
+    assert (lite.frames == 1) == (paper.frames == 1)
+    assert (lite.codec, lite.text) == ("lite", "lite")
