@@ -118,9 +118,8 @@ def main() -> int:
     output = folder / "training"
     shutil.rmtree(output, ignore_errors=True)
     checkpoint, whole = NEW, 0.0
-    rows = [
-        ["stage", "steps", "seconds", "first loss", "last loss", "fell by", "distance before", "after", "of halves"]
-    ]
+    head = ["stage", "steps", "seconds", "first loss", "last", "fell by", "fixed noise: before", "after", "fell by"]
+    rows = [[*head, "distance: before", "after", "of halves"]]
     for name, flow in zip(STAGES, (train_stage1, train_stage2, train_stage3), strict=True):
         recipe = load_recipe(f"lite-{name}")
         began = time.perf_counter()
