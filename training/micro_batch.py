@@ -23,7 +23,9 @@ def memory_plan(run: TrainingRun, manifest: Manifest, config: TransformerConfig,
     machine = run.machine
     memory = device_memory(machine, layout.world)
     buckets = list(manifest.rows)
-    return plan(run.recipe, config, layout, memory, machine.dtype, machine.recompute, machine.device, buckets=buckets)
+    other = 0 if run.encode.servers else encoder_bytes(run.recipe, run.checkpoint)
+    kinds = machine.dtype, machine.recompute, machine.device
+    return plan(run.recipe, config, layout, memory, *kinds, other_bytes=other, buckets=buckets)
 
 
 def samples_at_once(run: TrainingRun, planned: Plan) -> dict[int, int]:
