@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 
 from models.whole_file import writing
 from training.batch_buffer import BufferedFeed
@@ -133,9 +134,13 @@ def _feed(run: TrainingRun, plan: BatchPlan, parallel: Parallel, encoder: Encode
 
 def _finish(run: TrainingRun, state: State, sampler: Sampler, parallel: Parallel) -> None:
     """Leave the result of a run whose last step is done: what a crash kept from being written before, too."""
-    if not sampler.made(run.recipe.steps):
+    there = torch.tensor([sampler.made(run.recipe.steps), (run.folder / "checkpoint").is_dir()], dtype=torch.int32)
+    if parallel.cpu_group is not None:  # rank 0's word, before it writes: a late rank would find its files and not join
+        dist.broadcast(there, 0, group=parallel.cpu_group)
+    sampled, exported = there.tolist()
+    if not sampled:
         sampler(state, run.recipe.steps)
-    if not (run.folder / "checkpoint").is_dir():
+    if not exported:
         export(state.model, state.ema, run.folder / "checkpoint", run.checkpoint, parallel)
     if parallel.rank == 0:
         record = {
