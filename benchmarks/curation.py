@@ -26,7 +26,7 @@ os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 
 import av
 
-from tasks.sources import find_sources
+from tasks.tables.sources import find_sources
 
 
 def decode(file: str, threads: int) -> int:
@@ -57,7 +57,7 @@ def decode_all(files: Sequence[str], cores: int) -> tuple[float, int]:
 def curate(source: str, output: str) -> tuple[float, dict[str, float]]:
     """Seconds of wall time of the whole flow, and the seconds of each step's tasks."""
     from flows.curate_videos import curate_videos
-    from tasks.run_record import NothingKept
+    from tasks.tables.run_record import NothingKept
 
     start = time.perf_counter()
     with suppress(NothingKept):  # what the thresholds make of the files is not what is measured here

@@ -28,13 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.sample_scenes import scenes
-from tasks import storage
-from tasks.dedup_sources import DedupSourcesConfig, dedup_sources
-from tasks.embed import SIDE, embed
-from tasks.same_film import similarity
-from tasks.scan import scan
-from tasks.sources import VIDEO, extension, find_sources, write_shards
-from tasks.step import Row, side_by_side
+from tasks.curation.dedup_sources import DedupSourcesConfig, dedup_sources
+from tasks.curation.embed import SIDE, embed
+from tasks.curation.same_film import similarity
+from tasks.curation.scan import scan
+from tasks.tables import storage
+from tasks.tables.sources import VIDEO, extension, find_sources, write_shards
+from tasks.tables.step import Row, side_by_side
 
 DEFAULT_FOLDER = Path(__file__).parents[2] / "shared" / "media"
 LONGEST_SIDE = 480

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_sample_image
 
 from benchmarks.sample_scenes import encode
-from tasks.cut import CutConfig, clips_of
-from tasks.frame_store import FramePair, FrameStore, Image
-from tasks.motion import MotionConfig, clip_speeds
-from tasks.scan import ScanConfig, scan_source
+from tasks.curation.cut import CutConfig, clips_of
+from tasks.curation.motion import MotionConfig, clip_speeds
+from tasks.curation.scan import ScanConfig, scan_source
+from tasks.tables.frame_store import FramePair, FrameStore, Image
 
 SECONDS = 2.6
 FOOTAGE_S = 12.0

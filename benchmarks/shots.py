@@ -26,9 +26,9 @@ from scenedetect import FrameTimecode, SceneDetector
 from scenedetect.detectors import AdaptiveDetector, ContentDetector, HistogramDetector
 
 from benchmarks.sample_joins import GRADUAL, SUFFIXES, UNFIT, Reel, photograph_takes, reels, takes_of
-from tasks.cut import pans_among
-from tasks.frame_store import FrameStore, FrameStoreWriter
-from tasks.shots import FrameTrack, ShotConfig, detect_transitions
+from tasks.curation.cut import pans_among
+from tasks.curation.shots import FrameTrack, ShotConfig, detect_transitions
+from tasks.tables.frame_store import FrameStore, FrameStoreWriter
 
 DEFAULT_FOLDER = Path(__file__).parents[2] / "shared" / "media"
 

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.sample_library import scenes
-from tasks.crop import Box, covered, crop_of, cut_out
-from tasks.cut import clip_row
-from tasks.frame_store import open_frames
-from tasks.overlays import OverlayConfig, score_source
-from tasks.scan import ScanConfig, scan_source
-from tasks.step import Clip, Row
-from tasks.text import TextConfig, score
+from tasks.curation.cut import clip_row
+from tasks.curation.overlays import OverlayConfig, score_source
+from tasks.curation.scan import ScanConfig, scan_source
+from tasks.curation.text import TextConfig, score
+from tasks.tables.crop import Box, covered, crop_of, cut_out
+from tasks.tables.frame_store import open_frames
+from tasks.tables.step import Clip, Row
 
 Frame = NDArray[np.uint8]
 Draw = Callable[[Frame, float], Frame]

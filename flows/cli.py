@@ -10,10 +10,10 @@ import fsspec
 from pydantic import ValidationError
 
 from flows.curate_videos import CurationConfig, curate_videos
-from tasks import storage
-from tasks.funnel import as_text
-from tasks.run_record import NothingKept, counts
-from tasks.sources import PreflightError
+from tasks.tables import storage
+from tasks.tables.funnel import as_text
+from tasks.tables.run_record import NothingKept, counts
+from tasks.tables.sources import PreflightError
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -13,25 +13,25 @@ from prefect.futures import PrefectFuture, as_completed
 from pydantic import Field
 
 from flows.task_runners import Runner, results, task_runner, tasks_run_on
-from tasks.aesthetics import AestheticsConfig, aesthetics
-from tasks.blur import BlurConfig, blur
-from tasks.buckets import buckets
-from tasks.caption import caption
-from tasks.cut import CutConfig, cut
-from tasks.dedup_clips import DedupClipsConfig, dedup_clips
-from tasks.dedup_sources import DedupSourcesConfig, dedup_sources
-from tasks.embed import embed
-from tasks.filter import apply_filter
-from tasks.manifest import manifest
-from tasks.motion import MotionConfig, motion
-from tasks.overlays import OverlayConfig, overlays
-from tasks.preflight import preflight
-from tasks.report import report
-from tasks.run_record import ProgressArtifact, check_kept, write_run_record
-from tasks.scan import ScanConfig, scan
-from tasks.step import StepConfig
-from tasks.text import TextConfig, text
-from tasks.verdict import VerdictConfig, limits, verdict
+from tasks.curation.aesthetics import AestheticsConfig, aesthetics
+from tasks.curation.blur import BlurConfig, blur
+from tasks.curation.buckets import buckets
+from tasks.curation.caption import caption
+from tasks.curation.cut import CutConfig, cut
+from tasks.curation.dedup_clips import DedupClipsConfig, dedup_clips
+from tasks.curation.dedup_sources import DedupSourcesConfig, dedup_sources
+from tasks.curation.embed import embed
+from tasks.curation.filter import apply_filter
+from tasks.curation.manifest import manifest
+from tasks.curation.motion import MotionConfig, motion
+from tasks.curation.overlays import OverlayConfig, overlays
+from tasks.curation.preflight import preflight
+from tasks.curation.scan import ScanConfig, scan
+from tasks.curation.text import TextConfig, text
+from tasks.curation.verdict import VerdictConfig, limits, verdict
+from tasks.pages.report import report
+from tasks.tables.run_record import ProgressArtifact, check_kept, write_run_record
+from tasks.tables.step import StepConfig
 
 
 class CurationConfig(StepConfig):

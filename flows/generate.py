@@ -13,12 +13,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.task_runners import results, tasks_run_on
-from tasks.gallery import gallery
-from tasks.generate import GenerationConfig, generate_batch
-from tasks.generation_preflight import generation_preflight
-from tasks.generation_record import check_generated, rows_of, write_generation_record
-from tasks.prompts import Caption
-from tasks.run_record import ProgressArtifact
+from tasks.generation.generate import GenerationConfig, generate_batch
+from tasks.generation.preflight import generation_preflight
+from tasks.generation.prompts import Caption
+from tasks.generation.record import check_generated, rows_of, write_generation_record
+from tasks.pages.gallery import gallery
+from tasks.tables.run_record import ProgressArtifact
 
 Count = Annotated[int, Field(gt=0)]
 

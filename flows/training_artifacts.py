@@ -14,8 +14,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
-from tasks.gallery import poster
-from tasks.run_record import ProgressArtifact
+from tasks.pages.gallery import poster
+from tasks.tables.run_record import ProgressArtifact
 from training.loss_curve import loss_curve
 from training.progress import History, Metrics, as_table
 from training.run import TrainingRun

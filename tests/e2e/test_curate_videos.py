@@ -16,10 +16,10 @@ from benchmarks.sample_library import build
 from benchmarks.sample_truth import facts
 from flows.cli import main
 from flows.curate_videos import CurationConfig, curate_videos
-from tasks import storage
-from tasks.run_record import NothingKept
-from tasks.schema import COLUMNS
-from tasks.sources import PreflightError
+from tasks.tables import storage
+from tasks.tables.run_record import NothingKept
+from tasks.tables.schema import COLUMNS
+from tasks.tables.sources import PreflightError
 
 
 def files(root: Path) -> dict[str, bytes]:

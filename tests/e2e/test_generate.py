@@ -14,8 +14,8 @@ import pytest
 
 from flows.generate import generate
 from models.video_file import read_generation_metadata
-from tasks import storage
-from tasks.generate import GenerationConfig
+from tasks.generation.generate import GenerationConfig
+from tasks.tables import storage
 from tests.models.tiny_text_to_video import write_text_to_video
 from tests.tasks.rows import clip, write
 
@@ -24,7 +24,7 @@ PROMPTS = [f"a cat runs after {number} dogs" for number in range(4)]
 RUN = """
 import sys
 from flows.generate import generate
-from tasks.generate import GenerationConfig
+from tasks.generation.generate import GenerationConfig
 checkpoint, output, prompts, config = sys.argv[1:]
 generate(checkpoint, output, prompts_from=prompts, devices=["cpu"], config=GenerationConfig.model_validate_json(config))
 """

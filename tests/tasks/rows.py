@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks import storage
-from tasks.schema import STEPS, schema
+from tasks.tables import storage
+from tasks.tables.schema import STEPS, schema
 
 CLIP: dict[str, Any] = {
     "source_uri": "/videos/a.mp4",

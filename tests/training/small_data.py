@@ -103,7 +103,7 @@ def row(number: int, path: Path, size: tuple[int, int], aspect: str, seconds: in
 
 
 def write_manifest(rows: list[dict[str, Any]], folder: Path, schema: pa.Schema = SCHEMA) -> None:
-    """As ``tasks/manifest.py`` does: one file a bucket."""
+    """As ``tasks/curation/manifest.py`` does: one file a bucket."""
     for aspect, seconds in sorted({(one["bucket_aspect"], one["bucket_duration_s"]) for one in rows}):
         own = [one for one in rows if (one["bucket_aspect"], one["bucket_duration_s"]) == (aspect, seconds)]
         part = folder / f"aspect={aspect}" / f"duration={seconds}"

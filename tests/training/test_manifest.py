@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.schema import schema
+from tasks.tables.schema import schema
 from tests.training.small_data import CLIPS, row, write_data, write_manifest
 from training.buckets import Bucket
 from training.manifest import SCHEMA, ManifestError, open_manifest

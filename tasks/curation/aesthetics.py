@@ -1,0 +1,57 @@
+"""Aesthetics: a score of key frames, averaged (report, section 3.1, aesthetic score).
+
+The report uses a predictor learnt on CLIP features. ``lite`` is no such thing: it is four classic measurements of a
+photograph (exposure, contrast, colour, sharpness) and needs no weights. It ranks black, flat, washed-out, grey and
+blurred frames low; it knows nothing of subject or composition.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from tasks.curation.blur import laplacian_variance
+from tasks.tables.frame_store import Image, shrink
+from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
+
+COLOUR_SIDE = 160  # pixels: the colours of a picture need no more of it
+VERSION = 1
+
+
+class AestheticsConfig(StepConfig):
+    scorer: Literal["lite"] = Field("lite", description="lite: exposure, contrast, colour and sharpness; no weights")
+    key_frames: int = Field(3, ge=1, description="Key frames scored per clip: the middles of as many equal parts")
+
+
+def colourfulness(image: Image) -> float:
+    """Hasler and Suesstrunk's M (SPIE 2003) of RGB uint8 [H, W, 3]: 0 for grey, about 60 for a colourful photograph."""
+    r, g, b = np.moveaxis(shrink(image, COLOUR_SIDE).astype(np.float32), -1, 0)
+    rg, yb = r - g, (r + g) / 2 - b
+    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+
+
+def lite(image: Image) -> float:
+    """Score of one picture, RGB uint8 [H, W, 3], from 0 (black or flat) to 10."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    mean = float(grey.mean())
+    exposure = min(1.0, mean / 0.25, (1 - mean) / 0.25)
+    contrast = min(1.0, float(grey.std()) / 0.25)
+    colour = min(1.0, colourfulness(image) / 80)
+    sharpness = min(1.0, float(np.log10(1 + laplacian_variance(image))) / 4)
+    return 10 * contrast**0.5 * (0.3 * exposure + 0.25 * contrast + 0.2 * colour + 0.25 * sharpness)
+
+
+SCORERS: dict[str, Callable[[Image], float]] = {"lite": lite}
+
+
+def score(clip: Clip, config: AestheticsConfig) -> Row:
+    values = [SCORERS[config.scorer](frame.image) for frame in clip.frames(config.key_frames)]
+    return {"aesthetic": float(np.mean(values)) if values else None}
+
+
+@step_task("aesthetics")
+def aesthetics(table: str, config: AestheticsConfig = AestheticsConfig()) -> str:
+    """Score the key frames of every live clip of a shard; returns the URI of the shard's table with ``aesthetic``."""
+    return score_clips(table, "aesthetics", config, lambda clip: score(clip, config), VERSION)

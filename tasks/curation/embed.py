@@ -1,0 +1,122 @@
+"""Embed: what duplicate search knows of a source, read off its sampled frames without learned weights.
+
+The report (section 3.1, Video Deduplication) uses an internal embedding model. This one is weight-free and in two
+parts: an *embedding*, which is compared between all sources, and a *signature*, the luma of the source as a small film,
+which is compared only where embeddings are close. Both see the picture without its black borders, so that borders
+make no two sources alike.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.tables import storage
+from tasks.tables.frame_store import FrameStore, Image, shrink
+from tasks.tables.step import Row, StepConfig, fields_of, frames_of, result_uri, side_by_side, step_task, with_columns
+
+SIDE = 48  # of a signature's frames, pixels
+RATE = 2.0  # of a signature's frames, per second
+STRETCH = 32  # frames: a longer source is known by its first, middle and last stretch
+LUMA_SIDE = 160  # of the pictures that borders are sought in
+BORDER_LEVEL, BORDER_RANGE = 72, 20  # a border is at most this bright, and varies by at most this (0 to 255)
+CELLS, ORIENTATIONS = 4, 8
+NOISE = 2.0  # gradient that compression leaves in a flat picture, grey levels a pixel
+FLAT = 1.0  # gives sources without any detail a direction, and the same one
+
+VERSION = 1
+
+Film = NDArray[np.uint8]  # [T, SIDE, SIDE]
+
+
+class EmbedConfig(StepConfig):
+    """The embedding has no settings: a number changed here would make old and new embeddings incomparable."""
+
+
+def border(luma: NDArray[np.uint8]) -> int:
+    """How many of the first lines (axis 1) of ``luma`` [T, H, W] are black border.
+
+    A border is dark, even and still, and it ends in a sharp straight edge: so a title on black, a night or a fade
+    has none.
+    """
+    level = float(np.median(luma[:, 0]))
+    if level > BORDER_LEVEL:
+        return 0
+    filled = (np.abs(luma - np.float32(level)) > BORDER_RANGE).any(axis=0).mean(axis=1)
+    edge = int((filled > 0.5).argmax())
+    ragged = int((filled[:edge] > 0.02).sum())
+    if not edge or ragged > 2 + 0.02 * len(filled) or 2 * ragged > edge:
+        return 0
+    return edge + 2  # scaling and coding have blurred its edge
+
+
+def content_box(luma: NDArray[np.uint8]) -> tuple[slice, slice]:
+    """Rows and columns of ``luma`` [T, H, W] inside its black borders."""
+    rows = slice(border(luma), luma.shape[1] - border(luma[:, ::-1]))
+    across = luma[:, rows].transpose(0, 2, 1)
+    return rows, slice(border(across), luma.shape[2] - border(across[:, ::-1]))
+
+
+def film_of(images: Sequence[Image]) -> Film:
+    """RGB pictures of one size as luma without borders, squeezed to [T, SIDE, SIDE]."""
+    gray = [cv2.cvtColor(shrink(image, LUMA_SIDE), cv2.COLOR_RGB2GRAY) for image in images]
+    luma = np.stack(gray).astype(np.uint8)
+    rows, columns = content_box(luma)
+    return np.stack([cv2.resize(plane[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for plane in luma])
+
+
+def signature_of(store: FrameStore) -> Film:
+    """The film of a source at RATE frames a second; of a long one the first, middle and last STRETCH frames."""
+    first_s, last_s = store.times_s[0], store.times_s[-1]
+    count = 1 + int((last_s - first_s) * RATE + 0.25)
+    wanted = np.arange(count)
+    if count > 3 * STRETCH:
+        middle = (count - STRETCH) // 2
+        wanted = np.r_[:STRETCH, middle : middle + STRETCH, count - STRETCH : count]
+    times_s = first_s + wanted / RATE
+    nearest = np.unique([np.abs(store.times_s - t).argmin() for t in times_s])
+    images = [store.frames(t, np.nextafter(t, np.inf))[0].image for t in store.times_s[nearest]]
+    film = film_of(images)
+    return film[[np.abs(store.times_s[nearest] - t).argmin() for t in times_s]]
+
+
+def embedding_of(film: Film) -> NDArray[np.float32]:
+    """Unit vector [CELLS * CELLS * ORIENTATIONS + 1]: where in the picture which orientations are, mean over time.
+
+    Histograms of gradient orientation over a grid of soft cells, as in GIST (Oliva and Torralba, 2001): what light,
+    colour and compression change least.
+    """
+    planes = film.astype(np.float32)
+    dy, dx = np.gradient(planes, axis=(1, 2))
+    strength = np.clip(np.hypot(dx, dy) - NOISE, 0, None)
+    angle = np.arctan2(dy, dx) % np.pi * (ORIENTATIONS / np.pi)
+    position = np.abs((np.arange(SIDE) + 0.5) * CELLS / SIDE - 0.5 - np.arange(CELLS)[:, None])
+    cell = np.clip(1 - position, 0, None)  # [CELLS, SIDE]
+    histogram = []
+    for orientation in range(ORIENTATIONS):
+        gap = np.abs(angle - orientation)
+        share = np.clip(1 - np.minimum(gap, ORIENTATIONS - gap), 0, None) * strength
+        histogram.append((cell @ share @ cell.T).mean(axis=0))
+    vector = np.sqrt(np.stack(histogram).ravel())
+    vector = np.append(vector - vector.mean(), FLAT)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+@step_task("embed")
+def embed(table: str, config: EmbedConfig = EmbedConfig()) -> str:
+    """Embed every readable source of a shard; returns the URI of the shard's table with the step's columns."""
+    result = result_uri(table, "embed", config, VERSION)
+    if storage.exists(result):
+        return result
+    old = storage.read_table(table)
+    rows = old.to_pylist()
+
+    def embed_one(row: Row) -> None:
+        with frames_of(table, row) as store:
+            film = signature_of(store)
+        row |= {"embedding": embedding_of(film), "signature": film.tobytes()}
+
+    list(side_by_side(embed_one, [row for row in rows if not row["error"]]))
+    storage.write_table(with_columns(old, rows, fields_of("embed")), result)
+    return result

@@ -1,0 +1,83 @@
+"""Manifest: the Parquet dataset that training reads, and the table of every clip that people and tools ask.
+
+OUT/clips/     every clip, all scores, verdict and reasons, one file a shard
+OUT/manifest/  kept clips only: aspect=16x9/duration=5/part-00000.parquet (hive partitions)
+OUT/run.json   written last, removed first: where it stands, the rest is whole
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.core import url_to_fs
+
+from tasks.tables import storage
+from tasks.tables.run_record import remove_record
+from tasks.tables.step import root_of, shard_of, step_task
+
+ROWS_PER_PART = 50_000
+
+# What only the curation itself can use.
+LEFT_OUT = ["frames_uri", "error", "rejected_by", "duplicate_of", "keep"]
+
+Partition = tuple[str, int]
+
+
+def partitions(table: pa.Table) -> Iterator[tuple[Partition, pa.Table]]:
+    """The kept clips of a shard by bucket, in order of source and start."""
+    kept = table.filter(table["keep"]).sort_by([("source_uri", "ascending"), ("start_s", "ascending")])
+    buckets = {(row["bucket_aspect"], row["bucket_duration_s"]) for row in kept.to_pylist()}
+    for aspect, seconds in sorted(buckets):
+        own = pc.and_(pc.equal(kept["bucket_aspect"], aspect), pc.equal(kept["bucket_duration_s"], seconds))
+        yield (aspect, seconds), kept.filter(own).drop_columns([c for c in LEFT_OUT if c in kept.column_names])
+
+
+def write_manifest(tables: Sequence[str], folder: str) -> set[str]:
+    """Write the manifest of the shards ``tables`` into ``folder``; returns the URIs of its files.
+
+    The bytes depend on the kept clips and the order of the shards alone. One shard is in memory at a time, besides
+    less than a part of every bucket.
+    """
+    pending: dict[Partition, list[pa.Table]] = {}
+    parts: dict[Partition, int] = {}
+    written: set[str] = set()
+
+    def flush(bucket: Partition) -> None:
+        aspect, seconds = bucket
+        number = parts.get(bucket, 0)
+        uri = storage.join(folder, f"aspect={aspect}", f"duration={seconds}", f"part-{number:05d}.parquet")
+        storage.write_table(pa.concat_tables(pending.pop(bucket)).combine_chunks(), uri)
+        parts[bucket] = number + 1
+        written.add(uri)
+
+    for table in tables:
+        for bucket, clips in partitions(storage.read_table(table)):
+            pending.setdefault(bucket, []).append(clips)
+            if sum(part.num_rows for part in pending[bucket]) >= ROWS_PER_PART:
+                flush(bucket)
+    for bucket in sorted(pending):
+        flush(bucket)
+    return written
+
+
+def remove_others(folder: str, keep: set[str]) -> None:
+    """Remove the Parquet files of an earlier run that are not in ``keep``."""
+    fs, path = url_to_fs(folder)
+    ours = {url_to_fs(uri)[1] for uri in keep}
+    for found in fs.find(path):
+        if found.endswith(".parquet") and found not in ours:
+            fs.rm(found)
+
+
+@step_task("manifest")
+def manifest(tables: list[str]) -> str:
+    """Publish the shards' final tables as OUT/clips and OUT/manifest; returns the URI of the manifest."""
+    root = root_of(tables[0])
+    clips, folder = storage.join(root, "clips"), storage.join(root, "manifest")
+    remove_record(root)
+    published = {storage.join(clips, f"{shard_of(table)}.parquet"): table for table in tables}
+    for uri, table in published.items():
+        storage.write_table(storage.read_table(table), uri)
+    remove_others(clips, set(published))
+    remove_others(folder, write_manifest(tables, folder))
+    return folder
