@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.whole_file import writing
+from media.whole_file import writing
 
 CRF = 18  # visually near lossless; 23 is x264's own default
 # The macroblock tree of x264 (core 165) reads memory that was never written: of 40 encodings of the same small frames,

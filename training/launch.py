@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
-from models.whole_file import writing
+from media.whole_file import writing
 from training.attached import PARENT
 from training.failures import LINES, Failure, RankFailed, ended, first_failure, reported
 from training.progress import Lines, Metrics

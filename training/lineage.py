@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from models.whole_file import writing
+from media.whole_file import writing
 from training.batches import Sample
 
 SCHEMA = pa.schema(

@@ -19,7 +19,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from models.whole_file import writing
+from media.whole_file import writing
 from training.batch_buffer import BufferedFeed
 from training.batches import BatchPlan, Job
 from training.checkpoints import Checkpoints, State

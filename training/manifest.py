@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
-from models.whole_file import writing
+from media.whole_file import writing
 from training.buckets import ASPECTS, Bucket
 
 ROWS_AT_ONCE = 4096

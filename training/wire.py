@@ -169,7 +169,7 @@ def _tensor(record: pa.RecordBatch, name: str, clip_id: str) -> Tensor:
 def write_file(path: Path, records: Sequence[pa.RecordBatch]) -> None:
     """Records as an Arrow file, whole or not at all.
 
-    Not as ``models.whole_file`` does it, which waits for the disk: a buffer is worth nothing after a crash.
+    Not as ``media.whole_file`` does it, which waits for the disk: a buffer is worth nothing after a crash.
     """
     partial = path.with_name(f"{path.name}.partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, records[0].schema) as writer:

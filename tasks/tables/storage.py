@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from models.whole_file import writing as writing
+from media.whole_file import writing as writing
 
 
 def join(root: str, *parts: str) -> str:
