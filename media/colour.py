@@ -17,6 +17,7 @@ a compressed video does.
 """
 
 from functools import cache
+from typing import Any
 
 import av
 import cv2
@@ -87,15 +88,16 @@ def to_srgb(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[n
     """
     if transfer in _HIGH_RANGE and primaries == ColorPrimaries.UNSPECIFIED:
         primaries = ColorPrimaries.BT2020
-    light = _light(transfer)[rgb]
+    light = _looked_up(_light(transfer), rgb)
     if transfer == ColorTrc.ARIB_STD_B67:
         light *= _hlg_gain(light)[..., None]
     if _primaries(primaries) != ColorPrimaries.BT709:
-        light = cv2.transform(light, _to_bt709(_primaries(primaries)))
+        light = np.asarray(cv2.transform(light, _to_bt709(_primaries(primaries))), np.float32)
     np.maximum(light, 0, out=light)
     if transfer in _HIGH_RANGE:
-        _roll_off(light)
-    return _srgb_codes()[(np.minimum(light, 1) * 65535 + 0.5).astype(np.uint16)]
+        largest = np.maximum(np.maximum(light[..., 0], light[..., 1]), light[..., 2])
+        light *= (roll_off(largest) / np.maximum(largest, np.finfo(np.float32).tiny))[..., None]
+    return _looked_up(_srgb_codes(), (np.minimum(light, 1) * 65535 + 0.5).astype(np.uint16))
 
 
 def roll_off(light: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,21 +109,18 @@ def roll_off(light: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(light > KNEE, np.minimum(bent, 1), light).astype(np.float32)
 
 
-def _roll_off(light: NDArray[np.float32]) -> None:
-    """Apply the curve in place to pixels [h, w, 3] by their largest channel."""
-    largest = light.max(-1)
-    bright = largest > KNEE
-    if bright.any():
-        light[bright] *= (roll_off(largest[bright]) / largest[bright])[:, None]
-
-
 def _primaries(tag: int) -> int:
     return tag if tag in _CHROMATICITIES else ColorPrimaries.BT709
 
 
+def _looked_up(table: NDArray[Any], codes: NDArray[np.uint16]) -> NDArray[Any]:
+    """``table[codes]`` for pixels [h, w, 3]; OpenCV takes a quarter of the time of NumPy."""
+    return np.asarray(cv2.LUT(np.ascontiguousarray(codes), table.reshape(1, -1)))
+
+
 @cache
 def _light(transfer: int) -> NDArray[np.float32]:
-    """Linear light for each of the 65,536 codes of a channel; of HLG the scene's light, 0 to 1, else 1 is diffuse white."""
+    """Linear light for each of the 65,536 codes of a channel, in units of white; for HLG the scene's light, 0 to 1."""
     code = np.arange(65536) / 65535
     if transfer == ColorTrc.SMPTE2084:
         light = _pq_cd_m2(code) / DIFFUSE_WHITE_CD_M2
@@ -150,7 +149,7 @@ def _hlg_scene(code: NDArray[np.float64]) -> NDArray[np.float64]:
 def _hlg_gain(scene: NDArray[np.float32]) -> NDArray[np.float32]:
     """The OOTF of BT.2100 at 1000 cd/m2, in units of diffuse white per scene light; pixels [h, w, 3] to [h, w]."""
     luminance = scene @ np.array([0.2627, 0.6780, 0.0593], np.float32)
-    return cv2.pow(luminance, 0.2) * np.float32(PEAK_CD_M2 / DIFFUSE_WHITE_CD_M2)  # type: ignore[return-value]
+    return cv2.pow(luminance, 0.2) * np.float32(PEAK_CD_M2 / DIFFUSE_WHITE_CD_M2)
 
 
 @cache

@@ -8,6 +8,7 @@ measures the comb between the two; such a picture has half of its rows, stretche
 
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import av
 import numpy as np
@@ -82,10 +83,10 @@ def _rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], 
     kind = ("rgba" if see_through else "rgb24") if plain else ("rgba64le" if see_through else "rgb48le")
     field = first_field(frame) if frame.interlaced_frame and frame.height > 1 else frame
     scaled = scaler.reformat(field, *size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method)
-    pixels = scaled.to_ndarray()
+    pixels: Any = scaled.to_ndarray()
     colours = pixels[..., :3] if see_through else pixels
-    image: Image = colours if plain else to_srgb(colours, int(frame.color_trc), int(frame.color_primaries))
-    return over_background(image, pixels[..., 3] / np.iinfo(pixels.dtype).max) if see_through else image
+    image: Image = colours if plain else to_srgb(colours, frame.color_trc, frame.color_primaries)
+    return over_background(image, pixels[..., 3] / (255 if plain else 65535)) if see_through else image
 
 
 def over_background(image: Image, alpha: NDArray[np.floating]) -> Image:
@@ -101,12 +102,15 @@ def first_field(frame: av.VideoFrame) -> av.VideoFrame:
     """
     field = av.VideoFrame(frame.width, (frame.height + 1) // 2, frame.format.name)
     for whole, half in zip(frame.planes, field.planes, strict=True):
-        rows = np.frombuffer(whole, np.uint8)[: whole.height * whole.line_size].reshape(whole.height, -1)[::2]
-        into = np.frombuffer(half, np.uint8)[: half.height * half.line_size].reshape(half.height, -1)
-        columns = min(whole.line_size, half.line_size)
-        into[: len(rows), :columns] = rows[: len(into), :columns]
+        into, columns = _rows(half), min(whole.line_size, half.line_size)
+        into[:, :columns] = _rows(whole)[::2][: len(into), :columns]
     field.colorspace, field.color_range = frame.colorspace, frame.color_range
     return field
+
+
+def _rows(plane: Any) -> Image:
+    """The bytes of a plane, [rows, bytes of a row], in place."""
+    return np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
 
 
 @cache

@@ -5,8 +5,8 @@ Orientation (EXIF 2.32, tag 0x0112), videos in the display matrix of the track (
 display orientation message of the stream (ITU-T H.264 and H.265, annex D).
 """
 
-import enum
 from dataclasses import dataclass
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -42,7 +42,8 @@ class Orientation:
     @classmethod
     def of_frame(cls, frame: av.VideoFrame) -> "Orientation":
         """The orientation in which a player shows a decoded frame."""
-        matrices = [bytes(data) for data in frame.side_data if data.type == SideDataType.DISPLAYMATRIX]
+        side_data: Any = frame.side_data  # PyAV's stubs take it for a mapping of names
+        matrices = [bytes(data) for data in side_data if data.type == SideDataType.DISPLAYMATRIX]
         return cls.of_matrix(matrices[0]) if matrices else cls()
 
     def size(self, width: int, height: int) -> tuple[int, int]:
@@ -71,12 +72,11 @@ _EXIF = {
 
 def _unnamed(kind: type[SideDataType], value: object) -> SideDataType:
     """A member for a kind of side data that FFmpeg knows and PyAV has no name for."""
-    member = object.__new__(kind)
+    member: Any = object.__new__(kind)
     member._name_, member._value_ = f"UNNAMED_{value}", value
-    return member
+    return cast(SideDataType, member)
 
 
 # PyAV 18.1 lists none of a frame's side data where one kind is newer than its own list: EXIF in motion JPEG, the view
 # of stereo video. An enum asks this hook before it refuses a number.
-if isinstance(SideDataType, enum.EnumMeta):
-    SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment, method-assign]
+SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment, method-assign]
