@@ -14,13 +14,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from media.source import BadSource
+
 HOLE_S = 1.0  # a picture that stands for longer, before another one comes, is a gap in the recording or a slide
 _LATE = 1.02 * HOLE_S  # rates of 1 a second are rounded to milliseconds, or are 1000/1001
 _LONE = 5.0  # a last picture this many times further off than all before it lasted was stamped wrongly
-
-
-class BadSource(ValueError):
-    """A source that cannot be used; the message says why, in words for the report."""
 
 
 @dataclass(frozen=True)
