@@ -1,178 +1,151 @@
-"""The decoding pass over one source, as a function that runs in a process of its own (imports no Prefect).
+"""The decoding pass over one source, as a function that runs in a process of its own (it imports no Prefect).
 
-Every frame goes, small, to the shot track; sparse frames go to the frame store, each with the partner that optical
-flow needs. Times are presentation times as the container stores them, so variable frame rates and streams that do
-not start at zero need no special case downstream.
+Every picture goes, small, to the shot track; sparse pictures go to the frame store, each with the partner that optical
+flow needs. Times are those of the container's clock, so that variable frame rates and streams that do not start at
+zero need no special case downstream.
 """
 
+import math
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
 import cv2
-import numpy as np
 import pyarrow.parquet as pq
-from av.video.reformatter import Interpolation, VideoReformatter
 
+from media.display import Display, Image
+from media.image import is_image, read_image
+from media.source import BadSource
+from media.video import Shown, Video, open_video
+from tasks.curation.pairs import Pairing, change
 from tasks.curation.shots import TRACK_SCHEMA, FrameTrack
-from tasks.tables.frame_store import PAIR_GAP_S, SAMPLE_SIDE, FrameStoreWriter, Image, fit
-
-TRACK_SIDE = 256
-# A stream that ends this much before its header says has lost its tail, not just a few frames.
-TRUNCATED_BELOW = 0.9
+from tasks.tables.faults import passing
+from tasks.tables.frame_store import SAMPLE_SIDE, FrameStoreWriter
 
 SAMPLES, TRACK = "samples.parquet", "track.parquet"
 
+TRACK_SIDE = 256
+HEAD_BYTES = 4096  # what tells an image from a video
+
 Row = dict[str, Any]
 
-
-class BadSource(Exception):
-    """A source that cannot be used; the message says why, in words for the report."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How decoded frames become displayed ones: square pixels, then turned upright."""
-
-    width: int
-    height: int
-    quarter_turns: int  # counter-clockwise
-
-    @classmethod
-    def of(cls, frame: av.VideoFrame, sample_aspect: Fraction | None) -> "Geometry":
-        wide = frame.width * float(sample_aspect or 1)
-        return cls(max(1, round(wide)), frame.height, round(frame.rotation / 90) % 4)
-
-    @property
-    def displayed(self) -> tuple[int, int]:
-        """Width and height as displayed, pixels."""
-        return (self.height, self.width) if self.quarter_turns % 2 else (self.width, self.height)
-
-
-class Picture:
-    """Decoded frames as small upright RGB pictures. One scaler context per size, reused from frame to frame."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
-        self._track = VideoReformatter()
-        self._sample = VideoReformatter()
-
-    def track(self, frame: av.VideoFrame) -> Image:
-        """Longest side TRACK_SIDE, as decoded: what is compared with its like need not be upright."""
-        width, height = fit(frame.width, frame.height, TRACK_SIDE)
-        small = self._track.reformat(frame, width, height, "rgb24", interpolation=Interpolation.FAST_BILINEAR)
-        return np.asarray(small.to_ndarray(), np.uint8)
-
-    def sample(self, frame: av.VideoFrame) -> Image:
-        """Longest side SAMPLE_SIDE, square pixels, upright."""
-        width, height = fit(self._geometry.width, self._geometry.height, SAMPLE_SIDE)
-        small = self._sample.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), self._geometry.quarter_turns))
-
-
-def frames_in_time(container: Any, stream: Any) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames with their presentation times in seconds, strictly increasing.
-
-    A packet that cannot be decoded is passed over, as players do; whether too much is missing, ``check_whole`` says.
-    """
-    last = -np.inf
-    step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue
-        for frame in frames:
-            time_s = frame.time if frame.time is not None else max(last, -step) + step
-            if time_s > last:
-                last = time_s
-                yield time_s, frame
-
-
-def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, samples_per_s: float, folder: str) -> Row:
-    """Write the frame store and the shot track of one source; return what is known of it."""
-    with ExitStack() as stack:
-        store_file = stack.enter_context(open(os.path.join(folder, SAMPLES), "wb"))
-        track_file = stack.enter_context(open(os.path.join(folder, TRACK), "wb"))
-        store = stack.enter_context(closing(FrameStoreWriter(store_file)))
-        tracks = stack.enter_context(pq.ParquetWriter(track_file, TRACK_SCHEMA, compression="zstd"))
-        track = FrameTrack()
-        picture = geometry = None
-        first_s = last_s = next_sample_s = 0.0
-        waiting: tuple[float, Image] | None = None
-        count = 0
-        for time_s, frame in frames:
-            if picture is None or geometry is None:
-                geometry = Geometry.of(frame, stream.sample_aspect_ratio)
-                picture = Picture(geometry)
-                first_s = next_sample_s = time_s
-            if waiting and time_s >= waiting[0] + PAIR_GAP_S - 0.005:
-                store.add(*waiting, time_s, picture.sample(frame))
-                waiting = None
-            if time_s >= next_sample_s and waiting is None:
-                waiting = time_s, picture.sample(frame)
-                next_sample_s += (1 + int((time_s - next_sample_s) * samples_per_s)) / samples_per_s
-            track.add(time_s, picture.track(frame))
-            if (block := track.take_block()) is not None:
-                tracks.write_table(block)
-            last_s = time_s
-            count += 1
-        if geometry is None:
-            raise BadSource("no video frame could be decoded")
-        if waiting:
-            store.add(*waiting, None, None)
-        tracks.write_table(track.flush())
-        fps = (count - 1) / (last_s - first_s) if count > 1 else 0.0
-        end_s = last_s + (1 / fps if fps else float(1 / stream.average_rate) if stream.average_rate else 0.0)
-        width, height = geometry.displayed
-        check_whole(stream, count, end_s - first_s)
-        return {
-            "start_s": first_s,
-            "end_s": end_s,
-            "duration_s": end_s - first_s,
-            "fps": fps,
-            "width": width,
-            "height": height,
-        }
-
-
-def check_whole(stream: Any, frames: int, seconds: float) -> None:
-    """Raise BadSource where the file holds clearly less video than its own header promises."""
-    if stream.frames and frames < TRUNCATED_BELOW * stream.frames:
-        raise BadSource(f"truncated: {frames} of {stream.frames} frames could be decoded")
-    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if not stream.frames and seconds < TRUNCATED_BELOW * promised - 1:
-        raise BadSource(f"truncated: {seconds:.1f} of {promised:.1f} s could be decoded")
-
-
-def is_image(container: Any) -> bool:
-    return container.format.name == "image2" or container.format.name.endswith("_pipe")
+cv2.setNumThreads(1)  # sources are decoded side by side
 
 
 def decode(path: str, folder: str, samples_per_s: float) -> Row:
-    """Decode the file ``path`` once; write SAMPLES and TRACK into ``folder``.
+    """Decode the local file ``path`` once; write SAMPLES and TRACK into ``folder``.
 
-    Returns its columns of the scan, or only ``error``, in words, where it is no usable video or image.
+    Returns its columns of the scan, or only ``error``, in words, where it is no usable video or image. Raises what may
+    pass (tasks/tables/faults.py).
     """
     try:
-        size = os.path.getsize(path)
-        if size == 0:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+        if not head:
             raise BadSource("the file is empty")
-        with ExitStack() as stack:
-            container = stack.enter_context(av.open(path))
-            if not container.streams.video:
-                raise BadSource("no video stream in the file")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # sources are decoded side by side
-            row = record(frames_in_time(container, stream), stream, samples_per_s, folder)
-            if is_image(container):
-                row |= {"fps": 0.0, "end_s": row["start_s"], "duration_s": 0.0}
-        return row | {"bit_rate": int(size * 8 / (row["duration_s"] or 1))}
+        row = _image(path, folder) if is_image(head) else _video(path, folder, samples_per_s)
+        return row | {"bit_rate": int(os.path.getsize(path) * 8 / (row["duration_s"] or 1))}
     except BadSource as problem:
         return {"error": str(problem)}
-    except (av.FFmpegError, UnicodeDecodeError, ValueError, cv2.error) as problem:
-        return {"error": f"cannot be decoded: {problem}"}
+    except Exception as problem:
+        # FFmpeg lacks memory where a header asks for more than it ever gives.
+        if passing(problem) and not isinstance(problem, av.FFmpegError):
+            raise
+        return {"error": f"cannot be decoded: {str(problem) or type(problem).__name__}"}
+
+
+def _image(path: str, folder: str) -> Row:
+    image = read_image(path)
+    height, width = image.shape[:2]
+    with ExitStack() as stack:
+        store, _ = _writers(stack, folder)
+        store.add(0.0, image, None, None)
+    return _row(0.0, 0.0, 0.0, [{"start_s": 0.0, "end_s": 0.0, "width": width, "height": height}])
+
+
+def _video(path: str, folder: str, samples_per_s: float) -> Row:
+    with ExitStack() as stack:
+        video = stack.enter_context(open_video(path))
+        store, tracks = _writers(stack, folder)
+        recorder = _Recorder(video, store, tracks, samples_per_s)
+        for shown in video.shown():
+            recorder.add(shown)
+        recorder.end()
+        video.check_whole()
+        segments = recorder.segments
+        return _row(segments[0]["start_s"], segments[-1]["end_s"], video.fps, segments)
+
+
+def _row(start_s: float, end_s: float, fps: float, segments: list[Row]) -> Row:
+    """Columns of the scan; the source's size is that of its longest segment."""
+    longest = max(segments, key=lambda segment: segment["end_s"] - segment["start_s"])
+    return {
+        "start_s": start_s,
+        "end_s": end_s,
+        "duration_s": end_s - start_s,
+        "fps": fps,
+        "width": longest["width"],
+        "height": longest["height"],
+        "segments": segments,
+    }
+
+
+def _writers(stack: ExitStack, folder: str) -> tuple[FrameStoreWriter, pq.ParquetWriter]:
+    file = stack.enter_context(Path(folder, SAMPLES).open("wb"))
+    store = stack.enter_context(closing(FrameStoreWriter(file)))
+    return store, stack.enter_context(pq.ParquetWriter(Path(folder, TRACK), TRACK_SCHEMA, compression="zstd"))
+
+
+class _Recorder:
+    """Takes the pictures of one video as they are shown, and writes its shot track and its frame store."""
+
+    def __init__(self, video: Video, store: FrameStoreWriter, tracks: pq.ParquetWriter, samples_per_s: float) -> None:
+        self._video, self._store, self._tracks, self._rate = video, store, tracks, samples_per_s
+        self._track, self._pairing = FrameTrack(), Pairing()
+        self._display: Display | None = None
+        self._before: Image | None = None  # the small picture before, of the same segment
+        self._next_sample_s = -math.inf
+        self.segments: list[Row] = []
+
+    def add(self, shown: Shown) -> None:
+        frame, time_s = shown.frame, shown.time_s
+        if shown.segment == len(self.segments):
+            self._begin(shown)
+        display = self._display
+        assert display is not None
+        small = display.small(frame, TRACK_SIDE)
+        self._track.add(time_s, small)
+        if (block := self._track.take_block()) is not None:
+            self._tracks.write_table(block)
+        sampled = time_s >= self._next_sample_s
+        if sampled:
+            self._next_sample_s += (1 + int((time_s - self._next_sample_s) * self._rate)) / self._rate
+        changed = 0.0 if self._before is None else change(self._before, small)
+        self._pairing.add(time_s, changed, sampled, lambda: display.picture(frame, SAMPLE_SIDE))
+        self._store_finished()
+        self._before = small
+        self.segments[-1]["end_s"] = shown.end_s
+
+    def _begin(self, shown: Shown) -> None:
+        """Begin a segment: a hole in time or another picture size lies before it."""
+        self._pairing.begin()
+        self._before = None
+        self._next_sample_s = shown.time_s
+        if self._display is None or self._display.stored != (shown.frame.width, shown.frame.height):
+            self._display = Display.of(shown.frame, self._video.stream.sample_aspect_ratio)
+        size = {"width": self._display.width, "height": self._display.height}
+        self.segments.append({"start_s": shown.time_s, "end_s": shown.end_s, **size})
+
+    def end(self) -> None:
+        """The last picture was taken. Raises BadSource where there was none."""
+        if not self.segments:
+            raise BadSource("no video frame could be decoded")
+        self._pairing.begin()
+        self._store_finished()
+        self._tracks.write_table(self._track.flush())
+
+    def _store_finished(self) -> None:
+        for pair in self._pairing.finished():
+            self._store.add(pair.time_s, pair.image, pair.partner_time_s, pair.partner, pair.gap_s)

@@ -1,4 +1,4 @@
-"""Sampled pictures and their partners: which picture of a source optical flow compares a sample with, and over what time.
+"""Samples and their partners: which picture of a source optical flow compares a sample with, and over what time.
 
 Footage may be *held*: animation on twos, threes or fours, or 10 pictures a second in a file of 60, shows one picture
 several times. A partner taken by time alone would often be the sample itself, and motion 0. So the partner is the first
@@ -110,6 +110,8 @@ class Pairing:
         for sample in self._samples:
             if sample.in_hold and was_hold:
                 sample.appeared_s = self._opened_s
+            if sample.plain and not was_hold:  # what followed the sample was new after all
+                sample.pair = sample.pair or _plain(sample)
             sample.in_hold = False
         self._opened_s, self._jump, self._quiet = time_s, change, 0.0
         return True
