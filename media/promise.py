@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import av
 
-from media.stamps import BadSource
+from media.source import BadSource
 
 WHOLE = 0.9  # of what is promised; a little less is a tail that players lose as well
 # What FFmpeg gives as their duration it has read from the last pictures that are there, or guessed from their bytes.

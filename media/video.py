@@ -18,7 +18,8 @@ from av.container.core import Flags
 from av.stream import Disposition
 
 from media.promise import Promise, promise_of
-from media.stamps import HOLE_S, BadSource, Pace, Shown, Stamped, WrongStamps, in_order, on_screen
+from media.source import BadSource
+from media.stamps import HOLE_S, Pace, Shown, Stamped, WrongStamps, in_order, on_screen
 
 __all__ = ["HOLE_S", "BadSource", "Shown", "Video", "open_video"]
 
