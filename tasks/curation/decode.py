@@ -8,8 +8,7 @@ zero need no special case downstream.
 import math
 import os
 from contextlib import ExitStack, closing
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import cv2
@@ -21,7 +20,7 @@ from media.source import BadSource
 from media.video import Shown, Video, open_video
 from tasks.curation.pairs import Pairing, change
 from tasks.curation.shots import TRACK_SCHEMA, FrameTrack
-from tasks.tables.faults import passing
+from tasks.tables.faults import in_words, passing
 from tasks.tables.frame_store import SAMPLE_SIDE, FrameStoreWriter
 
 SAMPLES, TRACK = "samples.parquet", "track.parquet"
@@ -53,7 +52,7 @@ def decode(path: str, folder: str, samples_per_s: float) -> Row:
         # FFmpeg lacks memory where a header asks for more than it ever gives.
         if passing(problem) and not isinstance(problem, av.FFmpegError):
             raise
-        return {"error": f"cannot be decoded: {str(problem) or type(problem).__name__}"}
+        return {"error": f"cannot be decoded: {in_words(problem)}"}
 
 
 def _image(path: str, folder: str) -> Row:
@@ -92,10 +91,13 @@ def _row(start_s: float, end_s: float, fps: float, segments: list[Row]) -> Row:
     }
 
 
+def _new(folder: str, name: str) -> IO[bytes]:
+    return open(os.path.join(folder, name), "wb")
+
+
 def _writers(stack: ExitStack, folder: str) -> tuple[FrameStoreWriter, pq.ParquetWriter]:
-    file = stack.enter_context(Path(folder, SAMPLES).open("wb"))
-    store = stack.enter_context(closing(FrameStoreWriter(file)))
-    return store, stack.enter_context(pq.ParquetWriter(Path(folder, TRACK), TRACK_SCHEMA, compression="zstd"))
+    store = stack.enter_context(closing(FrameStoreWriter(stack.enter_context(_new(folder, SAMPLES)))))
+    return store, stack.enter_context(pq.ParquetWriter(os.path.join(folder, TRACK), TRACK_SCHEMA, compression="zstd"))
 
 
 class _Recorder:

@@ -81,7 +81,7 @@ def _work(job: dict[str, Any], pipe: int, server: int) -> NoReturn:
         module, _, name = job["work"].partition(":")
         reply = {"result": getattr(importlib.import_module(module), name)(**job["arguments"])}
     except BaseException as problem:
-        words = str(problem) or type(problem).__name__
+        words = (problem.strerror if isinstance(problem, OSError) else "") or str(problem) or type(problem).__name__
         kind = next(kind.__name__ for kind in type(problem).__mro__ if kind.__module__ == "builtins")
         reply = {"raised": {"kind": kind, "errno": getattr(problem, "errno", None), "words": words}}
     _send(pipe, reply)

@@ -24,7 +24,13 @@ PRELOAD = ("tasks.curation.decode",)
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from tasks.curation.fork_server import main; main()"
 )
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# A fork has only the thread that forks, so the server must have no other: not of BLAS, nor of Arrow's allocator.
+_ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 class Died(RuntimeError):
@@ -141,9 +147,8 @@ def _started() -> _Server:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # One thread, as a fork has only the one that forks; and a terminal's Ctrl-C is for the parent to judge.
-            env=os.environ | dict.fromkeys(_THREADS, "1"),
-            start_new_session=True,
+            env=os.environ | _ONE_THREAD,
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent to judge
         )
     return _Server(process, ours, os.getpid())
 

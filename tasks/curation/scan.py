@@ -5,19 +5,17 @@ folder of this machine; what it wrote goes to OUT, the record ``source.json`` la
 it. A source is known by its content: the same bytes under another name are not decoded again.
 """
 
-import json
 import os
 import tempfile
 import uuid
 
-import fsspec
 from pydantic import Field
 
 from tasks.curation.decode import SAMPLES, TRACK, decode
-from tasks.curation.fetch import fetched
+from tasks.curation.fetch import LocalSource, fetched
 from tasks.curation.isolated import Limits, call
 from tasks.tables import storage
-from tasks.tables.faults import passing, tried_again
+from tasks.tables.faults import in_words, passing, tried_again
 from tasks.tables.schema import table as schema_table
 from tasks.tables.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
 
@@ -62,50 +60,48 @@ def scan_once(uri: str, root: str, config: ScanConfig) -> Row:
 def scan_or_fault(uri: str, root: str, config: ScanConfig) -> tuple[Row, bool]:
     """The row of one source, and whether it stands: False where its error may be gone the next time.
 
-    Only OUT's own storage raises. A source whose bytes were scanned before is not decoded.
+    Only OUT's own storage raises (OutputError). A source whose bytes were scanned before is not decoded.
     """
     row: Row = {"source_uri": uri, "error": None, "rejected_by": []}
     with tempfile.TemporaryDirectory(prefix="contentv-scan-") as scratch:
         try:
             source = tried_again(lambda: fetched(uri, scratch), config.waits_s())
         except Exception as problem:
-            return row | _error(f"cannot be read: {_words(problem, uri)}"), not passing(problem)
+            return row | _error(f"cannot be read: {_file_name(uri)}: {in_words(problem)}"), not passing(problem)
         frames_uri = f"frames/{source.source_id}-{key_of(VERSION, config.decisive().model_dump())[:6]}"
-        row |= {"source_id": source.source_id, "frames_uri": frames_uri}
         folder = storage.join(root, frames_uri)
         record_uri = storage.join(folder, "source.json")
         if storage.exists(record_uri):
-            with fsspec.open(record_uri, "r") as file:
-                return json.load(file) | {"source_uri": uri}, True
-        try:
-            limits = config.limits(os.path.getsize(source.path))
-            arguments = {"path": source.path, "folder": scratch, "samples_per_s": config.samples_per_s}
-            found: Row = call(decode, arguments, limits)
-        except Exception as problem:
-            row |= _error(_words(problem, uri, source.path))
-            if passing(problem):
-                return row, False
+            found = storage.read_json(record_uri)
         else:
-            row |= _error(found["error"]) if found.get("error") else found
-        if not row["error"]:
-            for name in (SAMPLES, TRACK):
-                _put(os.path.join(scratch, name), storage.join(folder, name))
-        with storage.writing(record_uri) as out:
-            out.write(json.dumps(row).encode())
-        return row, True
+            found, stands = _decoded(source, scratch, uri, config)
+            row |= {"source_id": source.source_id, "frames_uri": frames_uri}
+            if not stands:
+                return row | found, False
+            if not found.get("error"):
+                for name in (SAMPLES, TRACK):
+                    _put(os.path.join(scratch, name), storage.join(folder, name))
+            storage.write_json(found, record_uri)
+        return row | found | {"source_id": source.source_id, "frames_uri": frames_uri}, True
+
+
+def _decoded(source: LocalSource, scratch: str, uri: str, config: ScanConfig) -> tuple[Row, bool]:
+    """What decoding says of a source, and whether it stands; what it wrote is in the folder ``scratch``."""
+    arguments = {"path": source.path, "folder": scratch, "samples_per_s": config.samples_per_s}
+    try:
+        found: Row = call(decode, arguments, config.limits(os.path.getsize(source.path)))
+    except Exception as problem:
+        words = in_words(problem).replace(source.path, _file_name(uri)).replace(scratch, "a temporary folder")
+        return _error(f"{_file_name(uri)}: {words}"), not passing(problem)
+    return (_error(found["error"]) if found.get("error") else found), True
 
 
 def _error(words: str) -> Row:
     return {"error": words, "rejected_by": ["error"]}
 
 
-def _words(problem: Exception, uri: str, path: str = "") -> str:
-    """What went wrong, with the name of the source and without the place of a temporary copy."""
-    name = uri.rsplit("/", 1)[-1]
-    words = str(problem) or type(problem).__name__
-    if isinstance(problem, OSError) and problem.strerror:
-        words = problem.strerror
-    return f"{name}: {words.replace(path, name) if path else words}"
+def _file_name(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
 
 
 def _put(path: str, uri: str) -> None:
