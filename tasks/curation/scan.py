@@ -25,8 +25,10 @@ from pydantic import Field
 from tasks.curation.shots import TRACK_SCHEMA, FrameTrack
 from tasks.tables import storage
 from tasks.tables.frame_store import PAIR_GAP_S, SAMPLE_SIDE, FrameStoreWriter, Image, fit
-from tasks.tables.schema import table as schema_table
-from tasks.tables.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
+from tasks.tables.keys import key_of, root_of
+from tasks.tables.rows import narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
 TRACK_SIDE = 256
 # A stream that ends this much before its header says has lost its tail, not just a few frames.
@@ -209,12 +211,11 @@ def scan_once(uri: str, root: str, config: ScanConfig) -> Row:
 @step_task("scan")
 def scan(table: str, config: ScanConfig = ScanConfig()) -> str:
     """Decode every source of the shard ``table`` once; returns the URI of the shard's table, one row a source."""
-    result = result_uri(table, "scan", config, VERSION)
-    if not storage.exists(result):
+
+    def make() -> Made:
         # The largest first, so that no thread is left alone with one at the end.
-        listed = storage.read_table(table).to_pylist()
-        largest_first = sorted(listed, key=lambda source: -source["bytes"])
-        uris = [source["source_uri"] for source in largest_first]
-        rows = side_by_side(lambda uri: scan_once(uri, root_of(table), config), uris)
-        storage.write_table(schema_table(sorted(rows, key=lambda row: row["source_uri"]), "scan"), result)
-    return result
+        listed = sorted(storage.read_table(table).to_pylist(), key=lambda source: -source["bytes"])
+        rows = side_by_side(lambda source: scan_once(source["source_uri"], root_of(table), config), listed)
+        return Made(narrow(sorted(rows, key=lambda row: row["source_uri"]), fields_of("scan")))
+
+    return kept([table], "scan", [VERSION, config], make)
