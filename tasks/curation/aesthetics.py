@@ -5,7 +5,6 @@ photograph (exposure, contrast, colour, sharpness) and needs no weights. It rank
 blurred frames low; it knows nothing of subject or composition.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import cv2
@@ -13,11 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from tasks.curation.blur import laplacian_variance
+from tasks.tables.clip import Clip
 from tasks.tables.frame_store import Image, shrink
-from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
+from tasks.tables.score import Column, Score, Threshold, plain
+from tasks.tables.step import Row, StepConfig
 
 COLOUR_SIDE = 160  # pixels: the colours of a picture need no more of it
-VERSION = 1
 
 
 class AestheticsConfig(StepConfig):
@@ -43,15 +43,22 @@ def lite(image: Image) -> float:
     return 10 * contrast**0.5 * (0.3 * exposure + 0.25 * contrast + 0.2 * colour + 0.25 * sharpness)
 
 
-SCORERS: dict[str, Callable[[Image], float]] = {"lite": lite}
-
-
 def score(clip: Clip, config: AestheticsConfig) -> Row:
-    values = [SCORERS[config.scorer](frame.image) for frame in clip.frames(config.key_frames)]
+    values = [lite(frame.image) for frame in clip.frames(config.key_frames)]
     return {"aesthetic": float(np.mean(values)) if values else None}
 
 
-@step_task("aesthetics")
-def aesthetics(table: str, config: AestheticsConfig = AestheticsConfig()) -> str:
-    """Score the key frames of every live clip of a shard; returns the URI of the shard's table with ``aesthetic``."""
-    return score_clips(table, "aesthetics", config, lambda clip: score(clip, config), VERSION)
+AESTHETICS = Score(
+    "aesthetics",
+    needs=("overlays",),
+    config=AestheticsConfig,
+    columns=(Column("aesthetic", "aesthetic score, mean over key frames", drawn=True),),
+    limits=(
+        Threshold(
+            *("aesthetic", "aesthetic", "aesthetic_min", "low", 1.5),
+            description="Smallest aesthetic score",
+            words="The picture looks poor.",
+        ),
+    ),
+    scorers={"lite": plain(score)},
+)

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from pydantic import Field
 
+from tasks.tables.clip import Clip
 from tasks.tables.frame_store import Image
-from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
-
-VERSION = 1
+from tasks.tables.score import Column, Score, Threshold, plain
+from tasks.tables.step import Row, StepConfig
 
 
 class BlurConfig(StepConfig):
@@ -45,7 +45,17 @@ def score(clip: Clip, config: BlurConfig) -> Row:
     return {"blur": float(np.median(values)) if values else None}
 
 
-@step_task("blur")
-def blur(table: str, config: BlurConfig = BlurConfig()) -> str:
-    """Measure the blur of every live clip of a shard; returns the URI of the shard's table with ``blur``."""
-    return score_clips(table, "blur", config, lambda clip: score(clip, config), VERSION)
+BLUR = Score(
+    "blur",
+    needs=("overlays",),
+    config=BlurConfig,
+    columns=(Column("blur", "variance of the Laplacian (lower is blurrier), median of frames", log=True, drawn=True),),
+    limits=(
+        Threshold(
+            *("blur", "blur", "blur_min", "low", 60.0),
+            description="Smallest variance of the Laplacian",
+            words="The picture is blurred.",
+        ),
+    ),
+    scorers={"lite": plain(score)},
+)

@@ -2,14 +2,12 @@
 
 from math import log
 
-from tasks.tables.step import Row, StepConfig, derive_rows, step_task
+from tasks.tables.rows import joined, narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, kept, step_task
 
 ASPECTS = {"16x9": 16 / 9, "3x2": 3 / 2, "4x3": 4 / 3, "1x1": 1.0, "3x4": 3 / 4, "2x3": 2 / 3, "9x16": 9 / 16}
 VERSION = 1
-
-
-class BucketsConfig(StepConfig):
-    """Nothing to choose: the report fixes the seven aspect ratios and the one-second durations."""
 
 
 def nearest_aspect(width: int, height: int) -> str:
@@ -26,6 +24,12 @@ def bucket(row: Row) -> Row:
 
 
 @step_task("buckets")
-def buckets(table: str, config: BucketsConfig = BucketsConfig()) -> str:
-    """Give every kept clip of a shard its bucket; returns the URI of the shard's table."""
-    return derive_rows(table, "buckets", config, bucket, VERSION)
+def buckets(tables: list[str]) -> list[str]:
+    """Give every kept clip of a shard its bucket; returns ``tables`` and the one with the buckets. The report fixes the
+    seven aspect ratios and the one-second durations, so there is nothing to choose."""
+
+    def make() -> Made:
+        clips = [row for row in joined(tables) if row["clip_id"]]
+        return Made(narrow([{"clip_id": row["clip_id"]} | bucket(row) for row in clips], fields_of("buckets")))
+
+    return [*tables, kept(tables, "buckets", [VERSION], make)]

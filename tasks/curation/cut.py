@@ -15,8 +15,11 @@ from tasks.curation.shots import Shot, ShotConfig, Transition, detect_transition
 from tasks.curation.views import moved_view
 from tasks.tables import storage
 from tasks.tables.frame_store import FrameStore, open_frames
-from tasks.tables.schema import table as schema_table
-from tasks.tables.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
+from tasks.tables.guard import Faults, guarded
+from tasks.tables.keys import key_of, root_of
+from tasks.tables.rows import joined, narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
 VERSION = 1
 
@@ -83,11 +86,21 @@ def clips_of(source: Row, root: str, config: CutConfig) -> list[Row]:
 
 
 @step_task("cut")
-def cut(table: str, config: CutConfig = CutConfig()) -> str:
-    """Cut every source of a shard into clips; returns the URI of the shard's table, one row a clip."""
-    result = result_uri(table, "cut", config, VERSION)
-    if not storage.exists(result):
-        sources = storage.read_table(table).to_pylist()
-        parts = side_by_side(lambda source: clips_of(source, root_of(table), config), sources)
-        storage.write_table(schema_table([row for part in parts for row in part], "cut"), result)
-    return result
+def cut(tables: list[str], config: CutConfig = CutConfig()) -> list[str]:
+    """Cut every source of a shard into clips; returns ``tables`` (those of the scan and of dedup sources) and the table
+    of clips."""
+
+    def make() -> Made:
+        faults = Faults()
+
+        def cut_one(source: Row) -> list[Row]:
+            own = {"source_uri": source["source_uri"], "error": None}
+            if not source["rejected_by"]:
+                with guarded([own], "cut", faults):
+                    return clips_of(source, root_of(tables[0]), config)
+            return [own]
+
+        rows = [row for part in side_by_side(cut_one, joined(tables)) for row in part]
+        return Made(narrow(rows, fields_of("cut")), finished=not faults.passed)
+
+    return [*tables, kept(tables, "cut", [VERSION, config], make)]

@@ -19,18 +19,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.tables import storage
-from tasks.tables.step import (
-    Row,
-    StepConfig,
-    by_source,
-    fields_of,
-    is_live,
-    result_uri,
-    root_of,
-    side_by_side,
-    step_task,
-    with_columns,
-)
+from tasks.tables.clip import by_source, is_live
+from tasks.tables.guard import Faults, guarded
+from tasks.tables.keys import root_of
+from tasks.tables.rows import joined, narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
 COMPARED = 12  # frames of the clip that may go, evenly spread
 PARTS = 4  # along a side
@@ -90,22 +84,24 @@ def tracks_of(rows: Sequence[Row], root: str) -> list[Track]:
 
 
 @step_task("dedup clips")
-def dedup_clips(table: str, config: DedupClipsConfig = DedupClipsConfig()) -> str:
-    """Mark every clip that repeats another of its source; returns the URI of the shard's table with the outcome."""
-    result = result_uri(table, "dedup clips", config, VERSION)
-    if storage.exists(result):
-        return result
-    old = storage.read_table(table)
-    rows = old.to_pylist()
+def dedup_clips(tables: list[str], config: DedupClipsConfig = DedupClipsConfig()) -> list[str]:
+    """Mark every clip that repeats another of its source; returns ``tables`` and the one with the outcome."""
 
-    def mark(clips: list[Row]) -> None:
-        copies = find_duplicates(clips, tracks_of(clips, root_of(table)), config.max_difference)
-        for row in clips:
-            if row["clip_id"] in copies:
-                row["duplicate_of"] = copies[row["clip_id"]]
-                row["rejected_by"] = [*row["rejected_by"], "duplicate_clip"]
+    def make() -> Made:
+        faults = Faults()
+        rows = [row for row in joined(tables) if row["clip_id"]]
 
-    list(side_by_side(mark, [clips for clips in by_source([row for row in rows if is_live(row)]) if len(clips) > 1]))
-    fields = [old.schema.field("rejected_by"), *fields_of("dedup sources")]
-    storage.write_table(with_columns(old, rows, fields), result)
-    return result
+        def mark(clips: list[Row]) -> list[Row]:
+            marked = {row["clip_id"]: {"error": None, "source_uri": row["source_uri"]} for row in clips}
+            with guarded(list(marked.values()), "dedup clips", faults):
+                tracks = tracks_of(clips, root_of(tables[0]))
+                for gone, stays in find_duplicates(clips, tracks, config.max_difference).items():
+                    marked[gone] |= {"duplicate_of": stays, "rejected_by": ["duplicate_clip"]}
+            return [{"clip_id": clip_id} | row for clip_id, row in marked.items()]
+
+        groups = [clips for clips in by_source([row for row in rows if is_live(row)]) if len(clips) > 1]
+        found = {row["clip_id"]: row for marked in side_by_side(mark, groups) for row in marked}
+        outcome = [found.get(row["clip_id"], {"clip_id": row["clip_id"]}) for row in rows]
+        return Made(narrow(outcome, fields_of("dedup clips")), finished=not faults.passed)
+
+    return [*tables, kept(tables, "dedup clips", [VERSION, config], make)]

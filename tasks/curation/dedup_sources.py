@@ -14,23 +14,25 @@ The shard of each source is only a place to read and write: groups are formed ov
 called after its own input and its own outcome, so that a source added elsewhere leaves it, and all that follows, alone.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import faiss
-import fsspec
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tasks.curation.embed import SIDE, Film
+from tasks.curation.embed import SIDE, SOURCES_PER_GROUP, Film
 from tasks.curation.same_film import similarity
 from tasks.tables import storage
-from tasks.tables.step import Row, StepConfig, fields_of, key_of, result_uri, root_of, shard_of, step_task, with_columns
+from tasks.tables.keys import key_in, key_of, root_of, shard_of
+from tasks.tables.rows import narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, StepConfig, kept, step_task
 
-VERSION = 1
+VERSION = 2
+FILMS_HELD = 1024  # at most 230 KB each
 Vectors = NDArray[np.float32]
 
 
@@ -120,36 +122,36 @@ def find_duplicates(rows: list[Row], film: Callable[[Row], Film], config: DedupS
     return copies
 
 
-def read_sources(table: str) -> list[Row]:
-    """The rows of a shard as far as they decide, ``embedding`` as an array."""
+def read_sources(scanned: str, embedded: str) -> list[Row]:
+    """The rows of a shard as far as they decide; ``embedding`` is an array, or None for what cannot be read."""
     columns = ["source_uri", "source_id", "width", "height", "bit_rate", "duration_s"]
-    found = storage.read_table(table, [*columns, "embedding"])
+    rows = {row["source_uri"]: row for row in storage.read_table(scanned, columns).to_pylist()}
+    found = storage.read_table(embedded, ["source_uri", "embedding"])
     vectors = [vector.values.to_numpy() if vector.is_valid else None for vector in found["embedding"]]
-    rows = found.drop_columns("embedding").to_pylist()
-    return [row | {"embedding": vector} for row, vector in zip(rows, vectors, strict=True)]
+    return [
+        rows[uri] | {"embedding": vector, "place": (embedded, number)}
+        for number, (uri, vector) in enumerate(zip(found["source_uri"].to_pylist(), vectors, strict=True))
+    ]
 
 
-def decide(tables: Sequence[str], config: DedupSourcesConfig) -> list[list[str | None]]:
-    """``duplicate_of`` of every row of every table."""
-    shards = [read_sources(table) for table in tables]
+@lru_cache(maxsize=FILMS_HELD)
+def film_at(table: str, number: int) -> Film:
+    """The signature of source ``number`` of a table of embed, read alone, as few are ever asked for."""
+    group, row = divmod(number, SOURCES_PER_GROUP)
+    with storage.open_read(table) as file:
+        signatures = pq.ParquetFile(file).read_row_group(group, columns=["signature"])["signature"]
+    return np.frombuffer(signatures[row].as_py(), np.uint8).reshape(-1, SIDE, SIDE)
+
+
+def decide(scanned: Sequence[str], embedded: Sequence[str], config: DedupSourcesConfig) -> list[dict[str, str]]:
+    """``duplicate_of`` of every copy in every shard, by ``source_uri``."""
+    shards = [read_sources(*tables) for tables in zip(scanned, embedded, strict=True)]
     first: dict[str, Row] = {}
-    place: dict[str, tuple[str, int]] = {}
-    for table, rows in zip(tables, shards, strict=True):
-        for number, row in enumerate(rows):
-            known = first.get(row["source_id"])
-            if row["embedding"] is not None and (known is None or row["source_uri"] < known["source_uri"]):
-                first[row["source_id"]] = row
-                place[row["source_id"]] = table, number
-
-    @lru_cache(maxsize=32)
-    def signatures(table: str) -> pa.ChunkedArray:
-        return storage.read_table(table, ["signature"])["signature"]
-
-    def film(row: Row) -> Film:
-        table, number = place[row["source_id"]]
-        return np.frombuffer(signatures(table)[number].as_py(), np.uint8).reshape(-1, SIDE, SIDE)
-
-    copies = find_duplicates(list(first.values()), film, config)
+    for row in (row for rows in shards for row in rows if row["embedding"] is not None):
+        known = first.get(row["source_id"])
+        if known is None or row["source_uri"] < known["source_uri"]:
+            first[row["source_id"]] = row
+    copies = find_duplicates(list(first.values()), lambda row: film_at(*row["place"]), config)
 
     def duplicate_of(row: Row) -> str | None:
         known = first.get(row["source_id"]) if row["embedding"] is not None else None
@@ -158,41 +160,37 @@ def decide(tables: Sequence[str], config: DedupSourcesConfig) -> list[list[str |
         same_bytes = row["source_id"] if known["source_uri"] != row["source_uri"] else None
         return copies.get(row["source_id"], same_bytes)
 
-    return [[duplicate_of(row) for row in rows] for rows in shards]
+    return [{row["source_uri"]: stays for row in rows if (stays := duplicate_of(row))} for rows in shards]
 
 
-def write_outcome(table: str, duplicate_of: list[str | None], config: DedupSourcesConfig) -> str:
-    """Write a shard's table with its outcome, which is part of the file's name; returns its URI."""
-    plain = result_uri(table, "dedup sources", config, VERSION)
-    key = key_of(plain.rsplit("-", 1)[1], duplicate_of)
-    result = storage.join(plain.rsplit("/", 1)[0], f"{shard_of(table)}-{key}.parquet")
-    if storage.exists(result):
-        return result
-    old = storage.read_table(table).drop_columns(["embedding", "signature"])
-    rows = old.to_pylist()
-    for row, stays in zip(rows, duplicate_of, strict=True):
-        row["duplicate_of"] = stays
-        if stays is not None:
-            row["rejected_by"] = [*row["rejected_by"], "duplicate_source"]
-    fields = [old.schema.field("rejected_by"), *fields_of("dedup sources")]
-    storage.write_table(with_columns(old, rows, fields), result)
-    return result
+def write_outcome(scanned: str, duplicate_of: dict[str, str]) -> str:
+    """Write what became of a shard's sources; returns the URI. The outcome is part of the file's name, so what follows
+    is made again only where it changed."""
+
+    def make() -> Made:
+        rows: list[Row] = storage.read_table(scanned, ["source_uri"]).to_pylist()
+        for row in rows:
+            if row["source_uri"] in duplicate_of:
+                row |= {"duplicate_of": duplicate_of[row["source_uri"]], "rejected_by": ["duplicate_source"]}
+        return Made(narrow(rows, fields_of("dedup sources")))
+
+    return kept([scanned], "dedup sources", [VERSION, sorted(duplicate_of.items())], make)
 
 
 @step_task("dedup sources")
-def dedup_sources(tables: list[str], config: DedupSourcesConfig = DedupSourcesConfig()) -> list[str]:
-    """Mark every source that is a copy of a better one, over all shards; returns the shards' new tables, in order."""
-    if not tables:
+def dedup_sources(
+    scanned: list[str], embedded: list[str], config: DedupSourcesConfig = DedupSourcesConfig()
+) -> list[str]:
+    """Mark every source that is a copy of a better one, over all shards; returns the shards' tables, in order.
+
+    ``scanned`` and ``embedded`` are the tables of the scan and of embed, of the same shards.
+    """
+    if not scanned:
         return []
     faiss.omp_set_num_threads(1)  # sums in another order would make other clusters
-    decided = storage.join(
-        root_of(tables[0]), "steps", "duplicates", f"{key_of(tables, VERSION, config.model_dump())}.json"
-    )
-    if storage.exists(decided):
-        with fsspec.open(decided, "r") as file:
-            outcome = json.load(file)
-    else:
-        outcome = decide(tables, config)
-        with storage.writing(decided) as out:
-            out.write(json.dumps(outcome).encode())
-    return [write_outcome(table, stays, config) for table, stays in zip(tables, outcome, strict=True)]
+    inputs = [f"{shard_of(table)}-{key_in(table)}" for table in embedded]
+    decided = storage.join(root_of(scanned[0]), "steps", "duplicates", f"{key_of(inputs, VERSION, config)}.json")
+    if not storage.exists(decided):
+        storage.write_json(decide(scanned, embedded, config), decided)
+    outcome = storage.read_json(decided)
+    return [write_outcome(table, copies) for table, copies in zip(scanned, outcome, strict=True)]

@@ -13,8 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tables import storage
+from tasks.tables.clip import frames_of
 from tasks.tables.frame_store import FrameStore, Image, shrink
-from tasks.tables.step import Row, StepConfig, fields_of, frames_of, result_uri, side_by_side, step_task, with_columns
+from tasks.tables.guard import Faults, guarded
+from tasks.tables.keys import root_of
+from tasks.tables.rows import narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, kept, side_by_side, step_task
 
 SIDE = 48  # of a signature's frames, pixels
 RATE = 2.0  # of a signature's frames, per second
@@ -23,15 +28,12 @@ LUMA_SIDE = 160  # of the pictures that borders are sought in
 BORDER_LEVEL, BORDER_RANGE = 72, 20  # a border is at most this bright, and varies by at most this (0 to 255)
 CELLS, ORIENTATIONS = 4, 8
 NOISE = 2.0  # gradient that compression leaves in a flat picture, grey levels a pixel
+SOURCES_PER_GROUP = 1  # of the table: a signature is read without its neighbours
 FLAT = 1.0  # gives sources without any detail a direction, and the same one
 
 VERSION = 1
 
 Film = NDArray[np.uint8]  # [T, SIDE, SIDE]
-
-
-class EmbedConfig(StepConfig):
-    """The embedding has no settings: a number changed here would make old and new embeddings incomparable."""
 
 
 def border(luma: NDArray[np.uint8]) -> int:
@@ -104,19 +106,22 @@ def embedding_of(film: Film) -> NDArray[np.float32]:
 
 
 @step_task("embed")
-def embed(table: str, config: EmbedConfig = EmbedConfig()) -> str:
-    """Embed every readable source of a shard; returns the URI of the shard's table with the step's columns."""
-    result = result_uri(table, "embed", config, VERSION)
-    if storage.exists(result):
-        return result
-    old = storage.read_table(table)
-    rows = old.to_pylist()
+def embed(table: str) -> str:
+    """Embed every readable source of a shard; returns the URI of the step's table. The embedding has no settings: a
+    number changed in one run would make old and new embeddings incomparable."""
 
-    def embed_one(row: Row) -> None:
-        with frames_of(table, row) as store:
-            film = signature_of(store)
-        row |= {"embedding": embedding_of(film), "signature": film.tobytes()}
+    def make() -> Made:
+        faults = Faults()
+        rows = storage.read_table(table, ["source_uri", "source_id", "frames_uri", "error"]).to_pylist()
 
-    list(side_by_side(embed_one, [row for row in rows if not row["error"]]))
-    storage.write_table(with_columns(old, rows, fields_of("embed")), result)
-    return result
+        def embed_one(row: Row) -> Row:
+            own = {"source_uri": row["source_uri"], "source_id": row["source_id"], "error": None}
+            if not row["error"]:
+                with guarded([own], "embed", faults), frames_of(root_of(table), row) as store:
+                    film = signature_of(store)
+                    own |= {"embedding": embedding_of(film), "signature": film.tobytes()}
+            return own
+
+        return Made(narrow(side_by_side(embed_one, rows), fields_of("embed")), finished=not faults.passed)
+
+    return kept([table], "embed", [VERSION], make, rows_per_group=SOURCES_PER_GROUP)

@@ -1,10 +1,11 @@
 """Filters of the user's own: one file, a score per clip, its allowed range in the verdict's config.
 
-A filter is a ``Filter`` in any importable module, named in the flow's parameters as ``module:name``::
+A filter is a ``Filter`` in a module of the folder that the run starts in, or in any importable one, named in the flow's
+parameters as ``module:name``::
 
     # my_filters.py
     from tasks.curation.filter import Filter
-    from tasks.tables.step import Clip
+    from tasks.tables.clip import Clip
 
     def saturation(clip: Clip) -> float:
         frames = [frame.image for frame in clip.frames(4)]
@@ -16,16 +17,22 @@ A filter is a ``Filter`` in any importable module, named in the flow's parameter
     {"config": {"verdict": {"filters": [{"filter": "my_filters:colourful", "low": 0.1}]}}}
 
 The column is in OUT/clips and in the manifest, and the report draws its histogram. Another limit scores nothing again.
+A filter with more than one column, or with a network, is a whole ``tasks.tables.score.Score`` in the same place.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
-import pyarrow as pa
+from tasks.curation.scores import SCORES
+from tasks.tables.clip import Clip
+from tasks.tables.schema import RESERVED
+from tasks.tables.score import Column, Score, plain
 
-from tasks.tables.schema import COLUMNS
-from tasks.tables.step import Clip, StepConfig, score_clips, step_task
+ALLOWED = "CONTENTV_FILTER_MODULES"  # in the environment: the only modules that filters may come from, with commas
 
 
 @dataclass(frozen=True)
@@ -37,33 +44,77 @@ class Filter:
     score: Callable[[Clip], float]
     version: int = 1
 
+    def declared(self, name: str) -> Score:
+        """The filter as a declaration like any other; ``name`` is how the run's parameters call it."""
 
-class FilterRef(StepConfig):
-    """What ``apply_filter`` depends on besides the clips."""
+        def row(clip: Clip, _: object) -> dict[str, float]:
+            return {self.column: float(self.score(clip))}
 
-    filter: str
-
-
-def load_filter(name: str) -> Filter:
-    """The filter that ``module:name`` stands for; ValueError says what is wrong with it."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise ValueError(f"filter {name!r} cannot be loaded: {problem}") from problem
-    if not isinstance(found, Filter):
-        raise ValueError(f"filter {name!r} is a {type(found).__name__}, not a tasks.curation.filter.Filter")
-    if any(found.column == column for columns in COLUMNS.values() for column, _, _ in columns):
-        raise ValueError(f"filter {name!r} would overwrite the column {found.column!r}")
-    return found
+        return Score(
+            f"filter {self.column} of {name.replace(':', ' ')}",
+            needs=("overlays",),
+            columns=(Column(self.column, self.meaning, drawn=True),),
+            scorers={"own": plain(row)},
+            version=self.version,
+        )
 
 
-@step_task("filter")
-def apply_filter(table: str, name: str) -> str:
-    """Score every live clip of a shard with the filter ``name``; returns the URI of the shard's table."""
-    own = load_filter(name)
-    field = pa.field(own.column, pa.float32(), metadata={"meaning": own.meaning})
-    step = f"filter {own.column}"
-    return score_clips(
-        table, step, FilterRef(filter=name), lambda clip: {own.column: own.score(clip)}, own.version, fields=[field]
-    )
+@dataclass(frozen=True)
+class OwnFilter:
+    """A filter as it travels to where tasks run: its name as ``module:name``, and the text of the module where that is
+    a file of the user's working folder, which other machines do not have. None: a module that is installed."""
+
+    name: str
+    source: str | None
+
+    @classmethod
+    def of(cls, name: str) -> "OwnFilter":
+        """The filter ``module:name`` of the working folder, or of an installed module."""
+        file = Path.cwd() / f"{name.partition(':')[0]}.py"
+        return cls(name, file.read_text() if file.is_file() else None)
+
+    def declared(self) -> Score:
+        """Its declaration; ValueError says what is wrong with it."""
+        module, _, attribute = self.name.partition(":")
+        allowed = os.environ.get(ALLOWED)
+        if allowed is not None and module not in allowed.split(","):
+            raise ValueError(f"filter {self.name!r} is not allowed on this machine: {ALLOWED} is {allowed!r}")
+        try:
+            found = getattr(import_module(module) if self.source is None else _module(module, self.source), attribute)
+        except Exception as problem:  # whatever the user's module does while it is imported
+            raise ValueError(f"filter {self.name!r} cannot be loaded: {problem}") from problem
+        if isinstance(found, Filter):
+            return found.declared(self.name)
+        if isinstance(found, Score):
+            return found
+        raise ValueError(f"filter {self.name!r} is a {type(found).__name__}, not a tasks.curation.filter.Filter")
+
+
+def _module(name: str, source: str) -> ModuleType:
+    """The module ``name`` made of its text, once in a process while the text stays the same.
+
+    It is not put on Python's path: nothing else that lies in the working folder becomes importable by it.
+    """
+    known = _MODULES.get(name)
+    if known is None or known[0] != source:
+        module = ModuleType(name)
+        exec(compile(source, f"{name}.py", "exec"), module.__dict__)
+        _MODULES[name] = known = source, module
+    return known[1]
+
+
+_MODULES: dict[str, tuple[str, ModuleType]] = {}
+
+
+def declared(filters: Iterable[OwnFilter]) -> list[Score]:
+    """The declarations of filters. ValueError: two write one column, or one that is taken."""
+    scores = [own.declared() for own in dict.fromkeys(filters)]
+    taken = {name: "a column of the tables" for name in RESERVED}
+    taken |= {column.name: f"measured by {score.name!r}" for score in SCORES for column in score.columns}
+    for score in scores:
+        for column in score.columns:
+            if column.name in taken:
+                taker = taken[column.name]
+                raise ValueError(f"{score.name!r} would write the column {column.name!r}, which is {taker}")
+            taken[column.name] = f"measured by {score.name!r}"
+    return scores

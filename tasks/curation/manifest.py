@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
 from tasks.tables import storage
+from tasks.tables.keys import root_of, shard_of
 from tasks.tables.run_record import remove_record
-from tasks.tables.step import root_of, shard_of, step_task
+from tasks.tables.step import step_task
 
 ROWS_PER_PART = 50_000
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.curation.background import NOISE_MIN, Homography, Matches, backgrounds, difference, transformed, within
+from tasks.tables.clip import Clip
 from tasks.tables.frame_store import FramePair, Image
-from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
-
-VERSION = 2
+from tasks.tables.score import Column, Score, Threshold, plain
+from tasks.tables.step import Row, StepConfig
 
 Array = NDArray[np.float32]
 
@@ -147,7 +147,32 @@ def score(clip: Clip, config: MotionConfig) -> Row:
     return {"motion_bg": background, "motion_fg": foreground, "motion": (background + foreground) / 2}
 
 
-@step_task("motion")
-def motion(table: str, config: MotionConfig = MotionConfig()) -> str:
-    """Measure the motion of every live clip of a shard; returns the URI of the shard's table with its speeds."""
-    return score_clips(table, "motion", config, lambda clip: score(clip, config), VERSION)
+MOTION = Score(
+    "motion",
+    needs=("overlays",),
+    config=MotionConfig,
+    columns=(
+        Column("motion_bg", "speed of the background, frame diagonals per second", log=True, drawn=True, label="bg"),
+        Column(
+            *("motion_fg", "speed of the foreground against the background, frame diagonals per second"),
+            log=True,
+            drawn=True,
+            label="fg",
+        ),
+        Column("motion", "mean of motion_bg and motion_fg", log=True, drawn=True),
+    ),
+    limits=(
+        Threshold(
+            *("motion_low", "motion", "motion_min", "low", 0.002),
+            description="Smallest motion, frame diagonals per second: below, the picture stands still",
+            words="The picture stands still.",
+        ),
+        Threshold(
+            *("motion_high", "motion", "motion_max", "high", 1.0),
+            description="Largest motion, frame diagonals per second: above, the picture is a blur",
+            words="The picture moves too fast to be seen.",
+        ),
+    ),
+    scorers={"lite": plain(score)},
+    version=2,
+)

@@ -7,33 +7,23 @@ camera, tell.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.curation.text import Edges
-from tasks.tables import storage
+from tasks.tables.clip import Clip
 from tasks.tables.crop import Box, content_box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
 from tasks.tables.frame_store import Image, shrink
-from tasks.tables.step import (
-    SCORING_CHANGES,
-    Row,
-    StepConfig,
-    by_source,
-    errors_of,
-    fields_of,
-    frames_of,
-    is_live,
-    result_uri,
-    side_by_side,
-    step_task,
-    with_columns,
-)
+from tasks.tables.schema import BOX
+from tasks.tables.score import Column, Score, Threshold, plain_per_source
+from tasks.tables.step import Row, StepConfig
 
-VERSION = 1
 SIDE = 480  # longest side of the pictures in which overlays are sought
 GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moved
 MIN_VIEWS = 4  # fewer different views of a source cannot tell an overlay from the scene
@@ -139,8 +129,8 @@ def crop_overlays(crop: Box, content: Box, overlays: Sequence[Box], min_area: fl
     return rest if rest.area >= min_area * content.area else picture
 
 
-def score_source(rows: Sequence[Row], images: Sequence[Image], config: OverlayConfig) -> None:
-    """Set the overlay columns and the crop of all clips of one source, given pictures from all over it."""
+def score_source(rows: Sequence[Row], images: Sequence[Image], config: OverlayConfig) -> list[Row]:
+    """The overlay columns and the crop of all clips of one source, given pictures from all over it."""
     width, height = rows[0]["width"], rows[0]["height"]
     frame = Box(0, 0, width, height)
 
@@ -155,33 +145,68 @@ def score_source(rows: Sequence[Row], images: Sequence[Image], config: OverlayCo
     for box in find_overlays(small, config):
         part = scaled(box, factor, factor)
         overlays.append(in_source(Box(part.x + inner.x, part.y + inner.y, part.w, part.h), images[0].shape))
-    for row in rows:
+
+    def columns(row: Row) -> Row:
         crop = crop_overlays(crop_of(row), content, overlays, config.min_crop_area)
-        row |= {"crop_x": crop.x, "crop_y": crop.y, "crop_w": crop.w, "crop_h": crop.h}
-        row["overlay_area"] = covered(overlays, frame)
-        row["overlay_area_kept"] = covered(overlays, crop)
-        row["overlay_boxes"] = [box.__dict__ for box in overlays]
-        row["border_area"] = 1 - content.area / frame.area
+        return {
+            "overlay_area": covered(overlays, frame),
+            "overlay_area_kept": covered(overlays, crop),
+            "overlay_boxes": [asdict(box) for box in overlays],
+            "border_area": 1 - content.area / frame.area,
+            **{"crop_x": crop.x, "crop_y": crop.y, "crop_w": crop.w, "crop_h": crop.h},
+        }
+
+    return [columns(row) for row in rows]
 
 
-@step_task("overlays")
-def overlays(table: str, config: OverlayConfig = OverlayConfig()) -> str:
-    """Find the watermarks, logos and borders of every source of a shard, and crop them away.
+def score(clips: Sequence[Clip], config: OverlayConfig) -> list[Row]:
+    """The rows of all clips of a source. Where its picture size changes in mid-stream, each size is looked at apart."""
+    found: dict[str, Row] = {}
+    sizes = dict.fromkeys((clip.row["width"], clip.row["height"]) for clip in clips)
+    samples = [frame.image for frame in clips[0].store.frames(-np.inf, np.inf, config.samples * len(sizes))]
+    for size in sizes:
+        alike = [clip for clip in clips if (clip.row["width"], clip.row["height"]) == size]
+        shape = alike[0].frames(1, cropped=False)[0].image.shape
+        rows = score_source([clip.row for clip in alike], [image for image in samples if image.shape == shape], config)
+        found |= {clip.row["clip_id"]: row for clip, row in zip(alike, rows, strict=True)}
+    return [found[clip.row["clip_id"]] for clip in clips]
 
-    Returns the URI of the new table. A source that cannot be measured ends as ``error`` in the rows of its clips.
-    """
-    result = result_uri(table, "overlays", config, VERSION)
-    if storage.exists(result):
-        return result
-    old = storage.read_table(table)
-    rows = old.to_pylist()
 
-    def score_one(clips: list[Row]) -> None:
-        with errors_of(clips, "overlays"), frames_of(table, clips[0]) as store:
-            images = [frame.image for frame in store.frames(-np.inf, np.inf, config.samples)]
-            score_source(clips, images, config)
-
-    list(side_by_side(score_one, by_source([row for row in rows if is_live(row)])))
-    changed = [old.schema.field(name) for name in SCORING_CHANGES]
-    storage.write_table(with_columns(old, rows, [*changed, *fields_of("overlays")]), result)
-    return result
+OVERLAYS = Score(
+    "overlays",
+    needs=("text",),
+    config=OverlayConfig,
+    columns=(
+        Column("overlay_area", "fraction of the frame under watermarks and logos", log=True),
+        Column(
+            *("overlay_area_kept", "fraction of the crop under watermarks and logos"),
+            log=True,
+            drawn=True,
+            label="overlay",
+        ),
+        Column("overlay_boxes", "watermarks and logos, pixels", pa.list_(BOX)),
+        Column("border_area", "fraction of the frame that is border"),
+    ),
+    limits=(
+        Threshold(
+            *("overlay", "overlay_area_kept", "overlay_area_max", "high", 0.0005),
+            description="Largest fraction of the crop under watermarks and logos",
+            largest=1,
+            words="Too much of the crop lies under watermarks and logos.",
+            boxes=("overlay_boxes",),
+            legend="watermarks and logos in pink, the crop in white",
+        ),
+        Threshold(
+            *("crop", "crop_area", "crop_area_min", "low", 0.5),
+            description="Smallest fraction of the frame that cropping may leave",
+            largest=1,
+            words="Cropping away text, logos and borders leaves too little of the frame.",
+            boxes=("text_boxes", "overlay_boxes"),
+            legend="the crop in white, text in yellow, watermarks and logos in pink",
+        ),
+    ),
+    scorers={"lite": plain_per_source(score)},
+    moves_crop=True,
+    per_source=True,
+    version=2,
+)

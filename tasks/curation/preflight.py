@@ -1,6 +1,7 @@
 """Preflight: before any work, make sure that the run can succeed, or say what is missing and what brings it."""
 
 import shutil
+from dataclasses import dataclass
 from typing import Literal
 
 from fsspec.core import url_to_fs
@@ -9,8 +10,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from tasks.curation.verdict import VerdictConfig, limits
+from tasks.curation.filter import OwnFilter, declared
 from tasks.tables.sources import PreflightError, check_writable, find_sources, write_shards
+from tasks.tables.step import StepConfig
 
 # A frame store takes a few per cent of an ordinary source; below this a run would end in "no space left".
 FREE_FRACTION = 0.1
@@ -39,19 +41,34 @@ def check_profile(profile: str) -> None:
         )
 
 
-@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE, persist_result=False)
-def preflight(
-    source: str, output: str, profile: Literal["lite", "paper"], sources_per_shard: int, thresholds: VerdictConfig
-) -> list[str]:
-    """Check inputs, output, profile and filters; returns the URIs of the shards' lists of sources."""
-    check_profile(profile)
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: the URIs of its shards' lists of sources, and the user's own filters."""
+
+    shards: list[str]
+    filters: list[OwnFilter]
+
+
+def check_filters(thresholds: StepConfig) -> list[OwnFilter]:
+    """The user's own filters, each once. PreflightError: one cannot be had, or two write one column."""
     try:
-        limits(thresholds)
+        own = [OwnFilter.of(name) for name in dict.fromkeys(limit.filter for limit in thresholds.filters)]  # type: ignore[attr-defined]
+        declared(own)
     except ValueError as problem:
         raise PreflightError(str(problem)) from problem
+    return own
+
+
+@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE, persist_result=False)
+def preflight(
+    source: str, output: str, profile: Literal["lite", "paper"], sources_per_shard: int, thresholds: StepConfig
+) -> Plan:
+    """Check inputs, output, profile and filters; returns the run's plan."""
+    check_profile(profile)
+    own = check_filters(thresholds)
     sources = find_sources(source)
     check_writable(output)
     check_space(output, sum(int(found["bytes"]) for found in sources))
     shards = write_shards(sources, output, sources_per_shard)
     get_run_logger().info("%d sources in %d shards", len(sources), len(shards))
-    return shards
+    return Plan(shards, own)

@@ -7,7 +7,6 @@ it. A source is known by its content: the same bytes under another name are not 
 
 import os
 import tempfile
-import uuid
 
 from pydantic import Field
 
@@ -16,8 +15,10 @@ from tasks.curation.fetch import LocalSource, fetched
 from tasks.curation.isolated import Limits, call
 from tasks.tables import storage
 from tasks.tables.faults import in_words, passing, tried_again
-from tasks.tables.schema import table as schema_table
-from tasks.tables.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
+from tasks.tables.keys import key_of, root_of
+from tasks.tables.rows import narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
 VERSION = 2
 
@@ -111,21 +112,20 @@ def _put(path: str, uri: str) -> None:
             out.write(block)
 
 
-def scan_all(sources: list[Row], root: str, config: ScanConfig) -> tuple[list[Row], bool]:
-    """The rows of all sources of a shard, by name, and whether all of them stand."""
+def scan_all(sources: list[Row], root: str, config: ScanConfig) -> Made:
+    """The rows of all sources of a shard; finished where all of them stand."""
     # The largest first, so that no thread is left alone with one at the end.
     uris = [source["source_uri"] for source in sorted(sources, key=lambda source: -source["bytes"])]
     scanned = list(side_by_side(lambda uri: scan_or_fault(uri, root, config), uris))
-    return sorted((row for row, _ in scanned), key=lambda row: row["source_uri"]), all(stands for _, stands in scanned)
+    rows = sorted((row for row, _ in scanned), key=lambda row: row["source_uri"])
+    return Made(narrow(rows, fields_of("scan")), all(stands for _, stands in scanned))
 
 
 @step_task("scan")
 def scan(table: str, config: ScanConfig = ScanConfig()) -> str:
     """Decode every source of the shard ``table`` once; returns the URI of the shard's table, one row a source."""
-    result = result_uri(table, "scan", config.decisive(), VERSION)
-    if not storage.exists(result):
-        rows, finished = scan_all(storage.read_table(table).to_pylist(), root_of(table), config)
-        if not finished:  # the next run looks for the ordinary name, and scans again what failed
-            result = result.replace(".parquet", f"~{uuid.uuid4().hex[:8]}.parquet")
-        storage.write_table(schema_table(rows, "scan"), result)
-    return result
+
+    def make() -> Made:
+        return scan_all(storage.read_table(table).to_pylist(), root_of(table), config)
+
+    return kept([table], "scan", [VERSION, config.decisive()], make)

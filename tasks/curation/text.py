@@ -20,16 +20,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnxruntime
+import pyarrow as pa
 import rapidocr
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.curation.denormals import denormals_as_zero
+from tasks.tables.clip import Clip
 from tasks.tables.crop import Box, content_box, covered, largest_rectangle, merged, padded, scaled
 from tasks.tables.frame_store import Image
-from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
+from tasks.tables.schema import BOX
+from tasks.tables.score import Column, Score, Threshold, plain
+from tasks.tables.step import Row, StepConfig
 
-VERSION = 2
 MODEL = Path(rapidocr.__file__).parent / "models" / "PP-OCRv6_det_small.onnx"
 Plane = NDArray[np.float32]
 STRIDE = 32  # the network takes sides that are multiples of this
@@ -347,7 +350,31 @@ def score(clip: Clip, config: TextConfig) -> Row:
     }
 
 
-@step_task("text")
-def text(table: str, config: TextConfig = TextConfig()) -> str:
-    """Measure the text of every live clip of a shard and crop subtitles away; returns the URI of the new table."""
-    return score_clips(table, "text", config, lambda clip: score(clip, config), VERSION)
+TEXT = Score(
+    "text",
+    config=TextConfig,
+    columns=(
+        Column("text_area", "fraction of the frame under text, mean over the sampled frames", log=True),
+        Column(
+            *("text_area_kept", "fraction of the crop under text, mean over the sampled frames"),
+            log=True,
+            drawn=True,
+            label="text",
+        ),
+        Column("text_static", "fraction of the text area that stands still all through the clip"),
+        Column("text_boxes", "where text lives: merged boxes, pixels", pa.list_(BOX)),
+    ),
+    limits=(
+        Threshold(
+            *("text", "text_area_kept", "text_area_max", "high", 0.01),
+            description="Largest fraction of the crop under text",
+            largest=1,
+            words="Too much of the crop lies under text.",
+            boxes=("text_boxes",),
+            legend="text in yellow, the crop in white",
+        ),
+    ),
+    scorers={"lite": plain(score)},
+    moves_crop=True,
+    version=3,
+)

@@ -1,18 +1,43 @@
 """Verdict: what the thresholds make of the scores (report, section 3.1; the pre-training filter is meant to be loose).
 
 Nothing is measured here, so a changed threshold costs a pass over a table. Every reason is kept, not only the first.
-docs/thresholds.md argues the defaults.
+docs/curation.md argues the defaults.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
-from tasks.curation.filter import load_filter
-from tasks.tables.step import Row, StepConfig, derive_rows, is_live, step_task
+from tasks.curation.filter import OwnFilter, declared
+from tasks.curation.scores import SCORES
+from tasks.tables.clip import is_live
+from tasks.tables.limit import Limit
+from tasks.tables.rows import joined, narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.score import Threshold
+from tasks.tables.step import Made, Row, StepConfig, kept, step_task
 
-VERSION = 1
+VERSION = 2
+
+# What the scan measured of the source; off unless the user asks for it.
+OF_SOURCE = (
+    Threshold(
+        *("width", "width", "width_min", "low", None),
+        description="Smallest width of the source, pixels",
+        words="The source is too narrow.",
+    ),
+    Threshold(
+        *("height", "height", "height_min", "low", None),
+        description="Smallest height of the source, pixels",
+        words="The source is too low.",
+    ),
+    Threshold(
+        *("fps", "fps", "fps_min", "low", None),
+        description="Smallest mean frame rate of a video, frames per second",
+        words="The source has too few frames a second.",
+    ),
+)
 
 
 class FilterLimit(StepConfig):
@@ -23,76 +48,55 @@ class FilterLimit(StepConfig):
     high: float | None = Field(None, description="Largest value that is kept")
 
 
-class VerdictConfig(StepConfig):
-    """Thresholds; an empty field switches its test off."""
-
-    text_area_max: float | None = Field(0.01, ge=0, le=1, description="Largest fraction of the crop under text")
-    overlay_area_max: float | None = Field(
-        0.0005, ge=0, le=1, description="Largest fraction of the crop under watermarks and logos"
-    )
-    crop_area_min: float | None = Field(
-        0.5, ge=0, le=1, description="Smallest fraction of the frame that cropping may leave"
-    )
-    blur_min: float | None = Field(60.0, ge=0, description="Smallest variance of the Laplacian")
-    motion_min: float | None = Field(
-        0.002, ge=0, description="Smallest motion, frame diagonals per second: below, the picture stands still"
-    )
-    motion_max: float | None = Field(
-        1.0, ge=0, description="Largest motion, frame diagonals per second: above, the picture is a blur"
-    )
-    aesthetic_min: float | None = Field(1.5, ge=0, description="Smallest aesthetic score")
-    filters: tuple[FilterLimit, ...] = Field((), description="Filters of your own, run before the verdict")
+THRESHOLDS = (*(limit for score in SCORES for limit in score.limits), *OF_SOURCE)
 
 
-@dataclass(frozen=True)
-class Limit:
-    """A score's allowed range: a clip whose ``column`` lies outside ``[low, high]`` is rejected by ``reason``."""
-
-    reason: str
-    column: str
-    low: float | None = None
-    high: float | None = None
-
-    def rejects(self, row: Row) -> bool:
-        value = measure(row, self.column)
-        if value is None:
-            # An image has no motion to speak of; a video that could not be measured cannot be vouched for.
-            return bool(row["duration_s"]) and (self.low is not None or self.high is not None)
-        return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
+def _setting(threshold: Threshold) -> Any:
+    bounds = {"ge": 0} if threshold.largest is None else {"ge": 0, "le": threshold.largest}
+    return float | None, Field(threshold.default, description=threshold.description, **bounds)
 
 
-def measure(row: Row, column: str) -> float | None:
-    """A score of a row; ``crop_area`` (fraction of the frame that the crop keeps) is derived, not stored."""
-    if column == "crop_area":
-        return row["crop_w"] * row["crop_h"] / (row["width"] * row["height"])
-    value: float | None = row[column]
-    return value
+VerdictConfig = create_model(
+    "VerdictConfig",
+    __base__=StepConfig,
+    __doc__="Thresholds; an empty field switches its test off.",
+    __module__=__name__,
+    **{threshold.setting: _setting(threshold) for threshold in THRESHOLDS},
+    filters=(tuple[FilterLimit, ...], Field((), description="Filters of your own, run before the verdict")),
+)
 
 
-def limits(config: VerdictConfig) -> list[Limit]:
-    """The thresholds in the order of the funnel."""
-    return [
-        Limit("text", "text_area_kept", high=config.text_area_max),
-        Limit("overlay", "overlay_area_kept", high=config.overlay_area_max),
-        Limit("crop", "crop_area", low=config.crop_area_min),
-        Limit("blur", "blur", low=config.blur_min),
-        Limit("motion_low", "motion", low=config.motion_min),
-        Limit("motion_high", "motion", high=config.motion_max),
-        Limit("aesthetic", "aesthetic", low=config.aesthetic_min),
-        *(Limit(own.filter, load_filter(own.filter).column, own.low, own.high) for own in config.filters),
-    ]
+def limits(config: StepConfig, own: Sequence[OwnFilter]) -> list[Limit]:
+    """The thresholds in the order of the funnel; ``own`` are the filters that ``config`` names."""
+    found = [threshold.at(getattr(config, threshold.setting)) for threshold in THRESHOLDS]
+    # A limit on the source that nobody asked for is no stage of the funnel.
+    found = [limit for limit in found if not (limit.off and limit.reason in {each.reason for each in OF_SOURCE})]
+    scores = {each.name: score for each, score in zip(own, declared(own), strict=True)}
+    for asked in config.filters:  # type: ignore[attr-defined]
+        column = scores[asked.filter].columns[0].name
+        found.append(Limit(asked.filter, column, asked.low, asked.high, f"Your own filter {asked.filter} says so."))
+    return found
 
 
 def judge(row: Row, allowed: Sequence[Limit]) -> Row:
-    """``keep`` and ``rejected_by`` of a row. What an earlier step ruled out (error, duplicate, too short) stays out."""
-    reasons = list(row["rejected_by"])
-    if is_live(row):
-        reasons += [limit.reason for limit in allowed if limit.rejects(row)]
-    return {"keep": row["clip_id"] is not None and not reasons, "rejected_by": reasons}
+    """``keep`` and the reasons of a clip. What an earlier step ruled out (error, duplicate, too short) stays out, and a
+    score that is not a number is an error."""
+    if not is_live(row):
+        return {"keep": False, "rejected_by": []}
+    senseless = [limit.column for limit in allowed if limit.senseless(row)]
+    if senseless:
+        return {"keep": False, "rejected_by": [], "error": f"verdict: not a number: {', '.join(senseless)}"}
+    reasons = [limit.reason for limit in allowed if limit.rejects(row)]
+    return {"keep": not reasons, "rejected_by": reasons}
 
 
 @step_task("verdict")
-def verdict(table: str, config: VerdictConfig = VerdictConfig()) -> str:
-    """Judge every clip of a shard; returns the URI of the shard's table with ``keep`` and ``rejected_by``."""
-    allowed = limits(config)
-    return derive_rows(table, "verdict", config, lambda row: judge(row, allowed), VERSION, changes=["rejected_by"])
+def verdict(tables: list[str], config: StepConfig, own: list[OwnFilter]) -> list[str]:
+    """Judge every clip of a shard by all its ``tables``; returns them and that of the verdict."""
+
+    def make() -> Made:
+        allowed = limits(config, own)
+        clips = [row for row in joined(tables) if row["clip_id"]]
+        return Made(narrow([{"clip_id": row["clip_id"]} | judge(row, allowed) for row in clips], fields_of("verdict")))
+
+    return [*tables, kept(tables, "verdict", [VERSION, config], make)]

@@ -21,8 +21,9 @@ from models.video_file import GenerationMetadata, read_generation_metadata, writ
 from tasks.generation.model import Checkpoint, free_device, loaded
 from tasks.generation.prompts import REQUESTS, video_name
 from tasks.tables import storage
+from tasks.tables.keys import key_of, root_of, shard_of
 from tasks.tables.run_record import ProgressArtifact
-from tasks.tables.step import Row, StepConfig, key_of, root_of, shard_of, step_task
+from tasks.tables.step import Row, StepConfig, step_task
 
 VERSION = 1
 

@@ -21,8 +21,9 @@ from tasks.generation.generate import VIDEOS, GenerationConfig
 from tasks.pages.page import template
 from tasks.tables import storage
 from tasks.tables.frame_store import encode_jpeg, shrink
+from tasks.tables.keys import root_of
 from tasks.tables.run_record import remove_record
-from tasks.tables.step import Row, root_of, side_by_side, step_task
+from tasks.tables.step import Row, side_by_side, step_task
 
 # The page and the artifact are bounded, whatever the number of videos: the table has them all.
 ON_PAGE, IN_ARTIFACT = 400, 24

@@ -14,15 +14,16 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.context import TaskRunContext
 
 from tasks.curation.buckets import ASPECTS
-from tasks.curation.verdict import Limit
 from tasks.pages.page import name_of, template
-from tasks.pages.report_cards import Cards, label_of, span_of, value_of
+from tasks.pages.report_cards import Cards, span_of
 from tasks.pages.report_examples import Place, choose, still
 from tasks.pages.report_plots import histogram, number
 from tasks.pages.report_survey import Strips, Survey, copies, rows_at, survey
 from tasks.tables import storage
 from tasks.tables.funnel import Stage, funnel, table_of, video_time
-from tasks.tables.step import Row, root_of, side_by_side, step_task
+from tasks.tables.keys import root_of
+from tasks.tables.limit import Limit, value_of
+from tasks.tables.step import Row, side_by_side, step_task
 
 NEAR, RANDOM = 4, 2
 DUPLICATES = ("duplicate_source", "duplicate_clip")
@@ -31,24 +32,6 @@ WORDS = {
     "duplicate_source": "A better copy of the same video is among the sources.",
     "too_short": "The shot is shorter than a clip may be.",
     "duplicate_clip": "Another clip of the same source shows the same.",
-    "text": "Too much of the crop lies under text.",
-    "overlay": "Too much of the crop lies under watermarks and logos.",
-    "crop": "Cropping away text, logos and borders leaves too little of the frame.",
-    "blur": "The picture is blurred.",
-    "motion_low": "The picture stands still.",
-    "motion_high": "The picture moves too fast to be seen.",
-    "aesthetic": "The picture looks poor.",
-}
-# Which boxes explain which reason.
-BOXES = {
-    "text": ["text_boxes"],
-    "overlay": ["overlay_boxes"],
-    "crop": ["text_boxes", "overlay_boxes"],
-}
-LEGENDS = {
-    "text": "text in yellow, the crop in white",
-    "overlay": "watermarks and logos in pink, the crop in white",
-    "crop": "the crop in white, text in yellow, watermarks and logos in pink",
 }
 
 
@@ -77,19 +60,20 @@ def _sections(tables: Sequence[str], seen: Survey, stages: Sequence[Stage], card
         limit = seen.strips[reason].limit
         if limit is None and reason == "too_short":
             limit = Limit(reason, "duration_s")
+        boxes = limit.boxes if limit else ()
         key = limit.column if limit else None
         ordered = sorted(rejected, key=lambda place: _order(rows[place], limit))
         section: dict[str, Any] = {
             "reason": reason,
-            "words": WORDS.get(reason, ""),
-            "legend": LEGENDS.get(reason, ""),
+            "words": WORDS.get(reason) or (limit.words if limit else ""),
+            "legend": limit.legend if limit else "",
             "column": key,
             "bound": _bound(limit),
             "stage": rejecting[reason],
             "alone": seen.alone[reason],
-            "rejected": [cards.card(rows[place], limit, BOXES.get(reason, ())) for place in ordered],
+            "rejected": [cards.card(rows[place], limit, boxes) for place in ordered],
             "kept": [
-                cards.card(rows[place], limit, BOXES.get(reason, ()))
+                cards.card(rows[place], limit, boxes)
                 for place in sorted(kept, key=lambda place: _order(rows[place], limit))
             ],
             "pairs": [],
@@ -153,7 +137,7 @@ def _search(tables: Sequence[str], seen: Survey) -> dict[str, Any]:
         values = [number(value_of(row, column)) for column in seen.columns]
         head = [row["clip_id"], row["source_uri"], span_of(row), int(bool(row["keep"])), row["rejected_by"]]
         lines.append([*head, values, row["error"], picture])
-    return {"scores": [label_of(column) for column in seen.columns], "rows": lines}
+    return {"scores": [seen.labels[column] for column in seen.columns], "rows": lines}
 
 
 def _funnel_bars(stages: Sequence[Stage]) -> list[dict[str, Any]]:
@@ -185,7 +169,7 @@ def render(tables: Sequence[str], allowed: Sequence[Limit], stages: Sequence[Sta
     """The page as HTML, from the final tables and the limits that judged them, in the order of the funnel."""
     stages = stages or funnel(tables, [limit.reason for limit in allowed])
     seen = survey(tables, allowed)
-    cards = Cards(tables, allowed, seen.columns)
+    cards = Cards(tables, allowed, {column: seen.labels[column] for column in seen.columns})
     sections = _sections(tables, seen, stages, cards)
     sources = [stage for stage in stages if stage.unit == "sources"]
     clips = [stage for stage in stages if stage.unit == "clips"]

@@ -5,31 +5,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tasks.curation.verdict import Limit, measure
 from tasks.pages.page import name_of
 from tasks.pages.report_examples import Preview, preview
 from tasks.pages.report_plots import number
+from tasks.tables.limit import Limit, value_of
 from tasks.tables.step import Row, side_by_side
 
 # Bytes of one preview and of all: in base64 they stay under 12 MB, whatever the number of reasons.
 PREVIEW_BYTES = 48_000
 ALL_PREVIEWS_BYTES = 9_000_000
 BOXES_SHOWN = 40
-LABELS = {
-    "text_area_kept": "text",
-    "overlay_area_kept": "overlay",
-    "crop_area": "crop",
-    "motion_bg": "bg",
-    "motion_fg": "fg",
-    "duration_s": "seconds",
-}
 
 
 class Cards:
     """Turns rows into what the page shows of them; a preview is made once, however often its clip is shown."""
 
-    def __init__(self, tables: Sequence[str], allowed: Sequence[Limit], scores: Sequence[str]) -> None:
-        self.tables, self.allowed, self.scores = tables, allowed, scores
+    def __init__(self, tables: Sequence[str], allowed: Sequence[Limit], labels: dict[str, str]) -> None:
+        """``labels``: the scores that are shown, with their short names."""
+        self.tables, self.allowed, self.labels = tables, allowed, labels
         self._previews: dict[Any, Preview | None] = {}
 
     def make_previews(self, wanted: Iterable[tuple[int, Row]]) -> None:
@@ -59,7 +52,7 @@ class Cards:
 
     def _scores(self, row: Row) -> list[dict[str, Any]]:
         """What was measured; nothing for a duplicate or a shot too short, whose crop is not yet one."""
-        values = {column: value_of(row, column) for column in self.scores if column != "duration_s"}
+        values = {column: value_of(row, column) for column in self.labels if column != "duration_s"}
         if all(value is None for column, value in values.items() if column != "crop_area"):
             return []
         scores = []
@@ -67,15 +60,11 @@ class Cards:
             guilty = [limit for limit in self.allowed if limit.column == column and limit.reason in row["rejected_by"]]
             bounds = [bound for limit in guilty for bound in (limit.low, limit.high) if bound is not None]
             text = number(value, bounds)
-            scores.append({"label": label_of(column), "column": column, "text": text, "bad": bool(guilty)})
+            scores.append({"label": self.labels[column], "column": column, "text": text, "bad": bool(guilty)})
         return scores
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return row["source_uri"], row["start_s"], row["end_s"]
-
-
-def label_of(column: str) -> str:
-    return LABELS.get(column, column)
 
 
 def span_of(row: Row) -> str:
@@ -88,12 +77,6 @@ def span_of(row: Row) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds * 10), 600)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest / 10:04.1f}" if minutes >= 60 else f"{minutes}:{rest / 10:04.1f}"
-
-
-def value_of(row: Row, column: str) -> float | None:
-    if column == "crop_area" and row["crop_w"] is None:
-        return None
-    return measure(row, column)
 
 
 def headline_of(row: Row, limit: Limit | None) -> tuple[str, str]:

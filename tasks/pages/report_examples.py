@@ -18,7 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from tasks.tables.step import Row, frames_of, key_of
+from tasks.tables.clip import frames_of
+from tasks.tables.keys import key_of, root_of
+from tasks.tables.step import Row
 
 POOL = 32
 PER_SOURCE = 2
@@ -111,7 +113,7 @@ def _pictures(table: str, row: Row, count: int, size: tuple[int, int]) -> list[P
         return []
     end_s = row["end_s"] if row["duration_s"] else inf
     try:
-        with frames_of(table, row) as store:
+        with frames_of(root_of(table), row) as store:
             jpegs = store.jpegs(row["start_s"], end_s, count)
         pictures = [Pillow.open(BytesIO(jpeg)) for jpeg in jpegs]
         for picture in pictures:

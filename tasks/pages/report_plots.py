@@ -8,25 +8,25 @@ from math import ceil, floor, log10
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.curation.verdict import Limit
+from tasks.tables.limit import Limit
 
 BINS = 48
 DECADES = 6  # of a log axis at most; what lies below is counted in its first bin
 WIDTH, HEIGHT = 560, 190
 LEFT, RIGHT, TOP, BOTTOM = 12, 12, 22, 24
-# Scores that spread over decades, most of them near zero.
-LOG_SCORES = {"text_area", "text_area_kept", "overlay_area", "overlay_area_kept", "blur", "motion_bg", "motion_fg"} | {
-    "motion"
-}
 UNIT_SCORES = {"crop_area"}
 
 
 @dataclass
 class Spread:
-    """How one score is spread: its range first, then, on a second pass, the counts in the bins laid over it."""
+    """How one score is spread: its range first, then, on a second pass, the counts in the bins laid over it.
+
+    ``log``: it spreads over decades, with most values near zero.
+    """
 
     column: str
     limits: Sequence[Limit]
+    log: bool = False
     low: float = np.inf
     high: float = -np.inf
     low_positive: float = np.inf
@@ -38,10 +38,6 @@ class Spread:
     zeros: int = 0
     zeros_outside: int = 0
     measured: int = 0
-
-    @property
-    def log(self) -> bool:
-        return self.column in LOG_SCORES
 
     @property
     def bounds(self) -> list[float]:

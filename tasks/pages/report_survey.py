@@ -15,22 +15,19 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
-from tasks.curation.verdict import Limit
 from tasks.pages.report_examples import Place, Pool, ids_of
-from tasks.pages.report_plots import LOG_SCORES, Spread
+from tasks.pages.report_plots import Spread
 from tasks.tables import storage
 from tasks.tables.funnel import CLIP_STAGES, Mask, reason_masks
-from tasks.tables.schema import COLUMNS
+from tasks.tables.limit import Limit
+from tasks.tables.schema import STEPS
 from tasks.tables.step import Row
 
-SCORES = ["text_area_kept", "overlay_area_kept", "crop_area", "blur", "motion", "aesthetic", "motion_bg", "motion_fg"]
 CROP = ["crop_w", "crop_h", "width", "height"]
-# Where the table's own words need the column beside it to make sense.
-MEANINGS = {
-    "text_area_kept": "fraction of the crop under text, mean over the sampled frames",
-    "overlay_area_kept": "fraction of the crop under watermarks and logos",
-    "crop_area": "fraction of the frame that the crop keeps",
-    "duration_s": "length of the clip, seconds",
+# What is drawn and is no column of a score: its name, label and meaning.
+BESIDES = {
+    "crop_area": ("crop", "fraction of the frame that the crop keeps"),
+    "duration_s": ("seconds", "length of the clip, seconds"),
 }
 ERRORS = 200
 LISTED = 1000
@@ -49,6 +46,7 @@ class Strips:
 @dataclass
 class Survey:
     columns: list[str]
+    labels: dict[str, str]
     meanings: dict[str, str]
     spreads: dict[str, Spread]
     strips: dict[str, Strips] = field(default_factory=dict)
@@ -73,15 +71,21 @@ def survey(tables: Sequence[str], allowed: Sequence[Limit]) -> Survey:
     """Both passes."""
     fs, path = url_to_fs(tables[0])
     fields = pq.read_schema(path, filesystem=fs)
+    notes = {field.name: {k.decode(): v.decode() for k, v in (field.metadata or {}).items()} for field in fields}
     limited = [limit.column for limit in allowed]
-    scores = list(dict.fromkeys([*SCORES, *limited, "duration_s"]))
+    drawn = [name for name in fields.names if "drawn" in notes[name]]
+    scores = list(dict.fromkeys([*drawn, "crop_area", *limited, "duration_s"]))
     stored = ["source_uri", "clip_id", "error", "rejected_by", "keep", "bucket_aspect", "bucket_duration_s", *CROP]
     columns = list(dict.fromkeys([*stored, *(name for name in scores if name != "crop_area")]))
-    meanings = {
-        name: (fields.field(name).metadata or {}).get(b"meaning", b"").decode() for name in fields.names
-    } | MEANINGS
-    spreads = {name: Spread(name, [limit for limit in allowed if limit.column == name]) for name in scores}
-    found = Survey(scores, meanings, spreads)
+    labels = {name: notes[name].get("label", name) for name in fields.names}
+    meanings = {name: notes[name].get("meaning", "") for name in fields.names}
+    for name, (label, meaning) in BESIDES.items():
+        labels[name], meanings[name] = label, meaning
+    spreads = {
+        name: Spread(name, [limit for limit in allowed if limit.column == name], "log" in notes.get(name, ()))
+        for name in scores
+    }
+    found = Survey(scores, labels, meanings, spreads)
     for number, uri in enumerate(tables):
         _first_pass(found, number, storage.read_table(uri, columns), allowed)
     for spread in spreads.values():
@@ -124,7 +128,7 @@ def _first_pass(found: Survey, number: int, table: pa.Table, allowed: Sequence[L
         found.alone[reason] += int((mask & (counted == 1) & is_clip).sum())
         strips.rejected_random.add(number, mask, nowhere, ids, sources)
         if limit is not None:
-            distance = _distance(score_of(table, limit.column), limit)
+            distance = _distance(score_of(table, limit.column), limit, found.spreads[limit.column].log)
             strips.rejected.add(number, mask, distance, ids, sources)
             strips.kept.add(number, keep & np.isfinite(distance), distance, ids, sources)
     found.kept_random.add(number, keep, nowhere, ids, sources)
@@ -138,12 +142,12 @@ def _first_pass(found: Survey, number: int, table: pa.Table, allowed: Sequence[L
         found.buckets[row["bucket_aspect"], row["bucket_duration_s"]] += row["count_all"]
 
 
-def _distance(values: NDArray[np.float64], limit: Limit) -> NDArray[np.float64]:
+def _distance(values: NDArray[np.float64], limit: Limit, log: bool) -> NDArray[np.float64]:
     """How far scores lie from the threshold, in decades for scores that spread over decades; inf: not measured."""
     far = np.full(len(values), np.inf)
     for bound in (limit.low, limit.high):
         if bound is not None:
-            scaled = (np.log10(np.maximum(v, 1e-9)) for v in (values, bound)) if limit.column in LOG_SCORES else None
+            scaled = (np.log10(np.maximum(v, 1e-9)) for v in (values, bound)) if log else None
             a, b = scaled if scaled else (values, bound)
             far = np.fmin(far, np.abs(a - b))
     return far
@@ -186,5 +190,5 @@ def copies(tables: Sequence[str], duplicates: Iterable[Row]) -> dict[str, tuple[
 
 def _whole_source(clip: Row) -> Row:
     """What the row of a clip says of its source."""
-    names = [name for name, _, _ in COLUMNS["scan"] if name not in ("clip_id", "error")]
+    names = [name for name in STEPS["scan"] if name in clip and name != "error"]
     return {name: clip[name] for name in names} | {"rejected_by": []}

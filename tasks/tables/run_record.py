@@ -1,24 +1,22 @@
 """What a run leaves besides its data: progress while it works, and OUT/run.json when it is done."""
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
-from fsspec.core import url_to_fs
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
-from tasks.curation.verdict import Limit
 from tasks.tables import storage
 from tasks.tables.funnel import Stage, funnel, worst
-from tasks.tables.step import key_of
+from tasks.tables.keys import key_in, key_of, step_of
+from tasks.tables.limit import Limit
 
 PACKAGES = (
     "contentv",
@@ -56,13 +54,12 @@ class ProgressArtifact:
 
 def remove_record(output: str) -> None:
     """Remove OUT/run.json: until it is written again, OUT is not whole."""
-    fs, record = url_to_fs(storage.join(output, "run.json"))
-    if fs.exists(record):
-        fs.rm(record)
+    storage.remove(storage.join(output, "run.json"))
 
 
-def seconds_by_step() -> dict[str, float]:
-    """Seconds that each step's tasks of the present run took, added up over shards."""
+def seconds_by_step(tables: Sequence[str] = ()) -> dict[str, float]:
+    """Seconds that each step took in the present run, added up over shards: wall time of its tasks; of scores that are
+    measured together, the CPU time of each that was measured in this run or an earlier one, as its ``tables`` say."""
     seconds: dict[str, float] = {}
     with get_client(sync_client=True) as client:
         this_run = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run.id)]))
@@ -72,25 +69,65 @@ def seconds_by_step() -> dict[str, float]:
                 step = run.name.split(" ·")[0]
                 seconds[step] = seconds.get(step, 0.0) + run.total_run_time.total_seconds()
             offset += PAGE
+    for table in tables:
+        if spent := storage.read_notes(table).get("seconds"):
+            seconds[step_of(table)] = seconds.get(step_of(table), 0.0) + float(spent)
     return {step: round(spent, 3) for step, spent in sorted(seconds.items(), key=lambda item: -item[1])}
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A shard that failed for good, and at which step."""
+
+    shard: str
+    step: str
+    words: str
+
+
+class FailedInPart(Exception):
+    """The run ended with what it has; the message names the shards that failed."""
+
+
+def failed_in_part(failures: Sequence[Failure]) -> FailedInPart:
+    named = "; ".join(f"{failure.shard} at {failure.step}: {failure.words}" for failure in failures[:5])
+    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
+    return FailedInPart(f"{len(failures)} shards failed, the others are whole: {named}{more}. Run the same again")
+
+
 def write_run_record(
-    tables: Sequence[str], output: str, shards: Sequence[str], config: BaseModel, allowed: Sequence[Limit], report: str
+    output: str,
+    finals: Sequence[str],
+    tables: Sequence[str],
+    config: BaseModel,
+    allowed: Sequence[Limit],
+    report: str,
+    failures: Sequence[Failure] = (),
 ) -> list[Stage]:
-    """Write OUT/run.json, the sign that OUT is whole; returns the funnel that is in it."""
-    stages = funnel(tables, [limit.reason for limit in allowed])
+    """Write OUT/run.json, the sign that OUT is whole; returns the funnel that is in it.
+
+    ``finals`` are the wide tables of the shards, ``tables`` all tables that the run read or wrote: they are listed in
+    OUT/steps/used.json, for whoever removes what is no longer used.
+    """
+    stages = funnel(finals, [limit.reason for limit in allowed])
+    relative = sorted(table.removeprefix(output.rstrip("/") + "/") for table in tables)
+    frames = sorted({uri for table in finals for uri in _frames(table)})
+    storage.write_json({"tables": relative, "frames": frames}, storage.join(output, "steps", "used.json"))
     record: dict[str, Any] = {
+        "status": "failed in part" if failures else "complete",
+        "failed": [asdict(failure) for failure in failures],
         "config": config.model_dump(mode="json"),
-        "inputs": key_of(sorted(shards)),
+        "inputs": key_of(sorted(key_in(table) for table in tables if step_of(table) == "sources")),
         "versions": {package: version(package) for package in PACKAGES},
         "counts": [stage.as_dict() for stage in stages],
-        "seconds": seconds_by_step(),
+        "seconds": seconds_by_step(tables),
         "report": report,
     }
-    with storage.writing(storage.join(output, "run.json")) as file:
-        file.write(json.dumps(record, indent=2).encode())
+    storage.write_json(record, storage.join(output, "run.json"), indent=2)
     return stages
+
+
+def _frames(table: str) -> list[str]:
+    return [uri for uri in storage.read_table(table, ["frames_uri"])["frames_uri"].unique().to_pylist() if uri]
 
 
 def counts(record: dict[str, Any]) -> list[Stage]:

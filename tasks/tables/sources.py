@@ -10,7 +10,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.tables import storage
-from tasks.tables.step import key_of
+from tasks.tables.keys import key_of
 
 VIDEO = {
     ".mp4",
@@ -110,3 +110,7 @@ def check_writable(root: str) -> None:
         fs.rm(path)
     except OSError as problem:
         raise PreflightError(f"output {root!r} cannot be written: {problem}") from problem
+
+
+def passed_through(listed: pa.Table) -> pa.Table:
+    return listed.select(["source_uri"])
