@@ -93,9 +93,10 @@ def read_bytes(uri: str) -> bytes:
         return bytes(fs.cat_file(path))
 
 
-def write_table(table: pa.Table, uri: str) -> None:
+def write_table(table: pa.Table, uri: str, rows_per_group: int | None = None) -> None:
+    """Write a Parquet file; ``rows_per_group`` is small where single rows are read."""
     with writing(uri) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", row_group_size=rows_per_group)
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -106,6 +107,13 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
             return pq.read_table(pa.BufferReader(data))
     with open_read(uri) as file, output_errors(uri):
         return pq.read_table(file, columns=list(columns))
+
+
+def read_notes(uri: str) -> dict[str, str]:
+    """What a Parquet file says of itself: the metadata of its schema as a whole, without reading a row."""
+    with open_read(uri) as file, output_errors(uri):
+        notes = pq.read_schema(file).metadata or {}
+    return {name.decode(): value.decode() for name, value in notes.items() if name != b"ARROW:schema"}
 
 
 def write_json(value: Any, uri: str, indent: int | None = None) -> None:
