@@ -34,7 +34,9 @@ class Promise:
     searchable: bool  # by time
     presented: bool  # it stores when a picture is shown, not only when it is decoded
 
-    def check(self, first_s: float, shown_until_s: float, read_until_s: float, wrong_stamp_s: float, usual_s: float) -> None:
+    def check(
+        self, first_s: float, shown_until_s: float, read_until_s: float, wrong_stamp_s: float, usual_s: float
+    ) -> None:
         """BadSource: of what is promised, less than WHOLE was shown, from ``first_s`` to ``shown_until_s``.
 
         ``read_until_s`` is where the last packet of any stream ended; ``wrong_stamp_s`` the latest of the stamps that

@@ -187,4 +187,6 @@ def on_screen(
         until_s = max(until_s, least_end_s)
     # Half a picture: a container's clock may be too coarse for a duration.
     short = until_s <= now.time_s + pace.usual_s / 2 and not now.duration_s
-    yield Shown(now.time_s, now.time_s + pace.usual_s if short or until_s <= now.time_s else until_s, now.frame, segment)
+    yield Shown(
+        now.time_s, now.time_s + pace.usual_s if short or until_s <= now.time_s else until_s, now.frame, segment
+    )

@@ -27,7 +27,12 @@ _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,asf,ogg,gif,m4v,h261,h263,h264,hevc,"
     "vvc,vc1,vc1test,ivf,obu,av1,mxf,gxf,dv,rm,nut,nsv,wtv,swf,yuv4mpegpipe,cavsvideo,dirac"
 )
-_SEARCHED_BACK_S = (0.0, 2.0, 10.0, 60.0)  # how far before a time a key frame is looked for, before reading from the start
+_SEARCHED_BACK_S = (
+    0.0,
+    2.0,
+    10.0,
+    60.0,
+)  # how far before a time a key frame is looked for, before reading from the start
 
 
 class _Nameless:
@@ -73,7 +78,9 @@ class Video:
         try:
             self._container = av.open(_Nameless(self._file), container_options=options)
         except av.FFmpegError as problem:
-            raise BadSource("cannot be decoded: it is no video file, or a part without which none can be read is missing") from problem
+            raise BadSource(
+                "cannot be decoded: it is no video file, or a part without which none can be read is missing"
+            ) from problem
         self.stream = _seen_stream(self._container)
         self.stream.codec_context.thread_count = self._threads
         self.stream.codec_context.thread_type = "SLICE" if self._threads == 1 else "AUTO"
