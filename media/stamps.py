@@ -3,7 +3,8 @@
 A decoder hands pictures out in the order of their display, so a stamp that does not increase is a wrong stamp, never a
 wrong order. Here, one by one and whatever the container:
 
-- a single picture stamped far ahead or far behind is passed over; a stamp off by a picture or two is put right;
+- one stamp far ahead or far behind is passed over, its picture shown between its neighbours; a stamp that is off by a
+  picture or two is put right;
 - stamps that go back and stay back are a second recording, and an error;
 - a picture ends where the next one begins, except before a *hole*, a stretch of more than HOLE_S without a new picture.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 HOLE_S = 1.0  # a picture that stands for longer, before another one comes, is a gap in the recording or a slide
 _LATE = 1.02 * HOLE_S  # rates of 1 a second are rounded to milliseconds, or are 1000/1001
+JITTER = 2.5  # pictures: how far stamps may go back and be put right
 _LONE = 5.0  # a last picture this many times further off than all before it lasted was stamped wrongly
 
 
@@ -63,19 +65,19 @@ class Pace:
 
 
 @dataclass
-class Passed:
-    """How many pictures were passed over since their stamp was wrong, and the latest of those stamps."""
+class WrongStamps:
+    """How many stamps were far off, and the latest of them."""
 
     count: int = 0
     latest_s: float = -float("inf")
 
-    def over(self, picture: Stamped) -> None:
+    def note(self, picture: Stamped) -> None:
         self.count += 1
         self.latest_s = max(self.latest_s, picture.time_s)
 
 
 def in_order(
-    pictures: Iterable[Stamped], pace: Pace, passed: Passed, promised_end_s: float | None = None
+    pictures: Iterable[Stamped], pace: Pace, wrong: WrongStamps, promised_end_s: float | None = None
 ) -> Iterator[Stamped]:
     """The pictures with strictly increasing times, each once the next one has confirmed its stamp.
 
@@ -86,6 +88,16 @@ def in_order(
     given = 0
     held: Stamped | None = None  # waits for the next picture
     behind: Stamped | None = None  # came after ``held`` with an earlier stamp: wrong, or a second recording
+
+    def give(picture: Stamped) -> Stamped:
+        nonlocal first_s, last_s, given
+        if given:
+            pace.saw(picture.time_s - last_s)
+        else:
+            first_s = picture.time_s
+        given, last_s = given + 1, picture.time_s
+        return picture
+
     for new in pictures:
         if held is None:
             held = new
@@ -93,27 +105,24 @@ def in_order(
         if behind is not None:
             if new.time_s <= held.time_s:
                 raise BadSource(_starts_again(held, behind, pace))
-            passed.over(behind)
-            behind = None
+            wrong.note(behind)
+            yield give(held)
+            held, behind = _between(behind, last_s, new.time_s, pace), None
         back_s = held.time_s - new.time_s
         if back_s >= 0:
-            if back_s <= 2.5 * pace.usual_s:
+            if back_s <= JITTER * pace.usual_s:
                 held, new = _put_right(held, new, last_s, pace)
             elif new.time_s > last_s:
-                passed.over(held)
-                held = new
-                continue
+                wrong.note(held)
+                if not given:  # nothing tells when the first picture was
+                    held = new
+                    continue
+                held = _between(held, last_s, new.time_s, pace)
             else:
                 behind = new
                 continue
-        if given:
-            pace.saw(held.time_s - last_s)
-        else:
-            first_s = held.time_s
-        yield held
-        given, last_s, held = given + 1, held.time_s, new
-    if behind is not None:
-        passed.over(behind)
+        yield give(held)
+        held = new
     if held is None:
         return
     gap_s = held.time_s - last_s
@@ -121,9 +130,17 @@ def in_order(
         beyond = promised_end_s is not None and held.time_s > promised_end_s + pace.usual_s
         lone = given >= 10 and gap_s > _LONE * (last_s - first_s + pace.usual_s)
         if beyond or lone:
-            passed.over(held)
-            return
-    yield held
+            wrong.note(held)
+            held = replace(held, time_s=last_s + pace.usual_s, duration_s=0.0)
+    yield give(held)
+    if behind is not None:
+        wrong.note(behind)
+        yield give(replace(behind, time_s=last_s + pace.usual_s, duration_s=0.0))
+
+
+def _between(picture: Stamped, last_s: float, next_s: float, pace: Pace) -> Stamped:
+    """The picture with a time between its neighbours', in place of a stamp that is far off."""
+    return replace(picture, time_s=last_s + min(pace.usual_s, (next_s - last_s) / 2), duration_s=0.0)
 
 
 def _put_right(held: Stamped, new: Stamped, last_s: float, pace: Pace) -> tuple[Stamped, Stamped]:
@@ -137,26 +154,39 @@ def _starts_again(held: Stamped, behind: Stamped, pace: Pace) -> str:
     end_s = held.time_s + pace.usual_s
     return (
         f"its time stamps start again at {end_s:.1f} s, with {behind.time_s:.1f} s: two recordings in one file; "
-        "give it one clock first: ffmpeg -fflags +igndts+genpts -i IN -vf setpts=N/FRAME_RATE/TB OUT.mp4"
+        "remux it, which gives it one clock: ffmpeg -i IN -c copy OUT.mkv"
     )
 
 
-def on_screen(pictures: Iterable[Stamped], pace: Pace, promised_end_s: float | None = None) -> Iterator[Shown]:
+def on_screen(
+    pictures: Iterable[Stamped], pace: Pace, least_end_s: float | None = None, most_end_s: float | None = None
+) -> Iterator[Shown]:
     """The pictures with the ends of their time on screen; this is the one place that computes them.
 
-    The last picture of all lasts as long as the container says: to ``promised_end_s``, else for its own duration.
+    The last picture of all lasts as long as the container says. Where pictures are stored in another order than they
+    are shown in, that is the duration of one of those before it. ``least_end_s`` and ``most_end_s`` are what the
+    container says of the end of the whole stream, where it can be trusted.
     """
     segment = 0
     now: Stamped | None = None
+    until_s = -float("inf")
     for following in pictures:
         if now is not None:
             late = following.time_s - now.time_s > _LATE
             end_s = now.time_s + min(pace.usual_s, HOLE_S) if late else following.time_s
             yield Shown(now.time_s, end_s, now.frame, segment)
             segment += late or now.size != following.size
+            until_s = -float("inf") if late else until_s
         now = following
-    if now is not None:
-        lasts_s = now.duration_s or pace.usual_s
-        if promised_end_s is not None and promised_end_s > now.time_s:
-            lasts_s = promised_end_s - now.time_s
-        yield Shown(now.time_s, now.time_s + lasts_s, now.frame, segment)
+        until_s = max(until_s, now.time_s + now.duration_s)
+    if now is None:
+        return
+    if most_end_s is not None:
+        until_s = min(until_s, most_end_s)
+    if least_end_s is not None:
+        until_s = max(until_s, least_end_s)
+    # Half a picture: a container's clock may be too coarse for a duration.
+    short = until_s <= now.time_s + pace.usual_s / 2 and not now.duration_s
+    yield Shown(
+        now.time_s, now.time_s + pace.usual_s if short or until_s <= now.time_s else until_s, now.frame, segment
+    )

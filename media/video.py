@@ -4,6 +4,7 @@ The file is given to FFmpeg as bytes without a name, and FFmpeg may read contain
 for a pattern or a protocol, and no text that names other files or addresses (a playlist, a concat script) is followed.
 """
 
+import errno
 import heapq
 import os
 from collections.abc import Iterator
@@ -16,56 +17,95 @@ import av
 from av.container.core import Flags
 from av.stream import Disposition
 
-from media.stamps import HOLE_S, BadSource, Pace, Passed, Shown, Stamped, in_order, on_screen
+from media.promise import Promise, promise_of
+from media.stamps import HOLE_S, BadSource, Pace, Shown, Stamped, WrongStamps, in_order, on_screen
 
 __all__ = ["HOLE_S", "BadSource", "Shown", "Video", "open_video"]
 
 # Demuxers that read one file of coded pictures; none that follows a text to other files, or takes pictures for video.
 _CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,asf,ogg,gif,m4v,h261,h263,h264,hevc,vvc,"
-    "vc1,vc1test,ivf,obu,av1,mxf,gxf,dv,rm,nut,nsv,wtv,swf,yuv4mpegpipe,cavsvideo,dirac"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,asf,ogg,gif,m4v,h261,h263,h264,hevc,"
+    "vvc,vc1,vc1test,ivf,obu,av1,mxf,gxf,dv,rm,nut,nsv,wtv,swf,yuv4mpegpipe,cavsvideo,dirac"
 )
-# Their headers store no duration; what FFmpeg then gives is a guess from what the file holds.
-_NO_PROMISE = {"mpegts", "mpeg", "mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vvc", "vc1", "obu", "av1", "dv"}
-_WHOLE_FILE_ONLY = {"matroska", "flv", "live_flv"}  # a duration in the header of the file, none for each stream
-_WHOLE = 0.9  # of what is promised; a little less is a tail that players lose as well
-_MOST_LOST = 0.1  # of the packets
+_SEARCHED_BACK_S = (
+    0.0,
+    2.0,
+    10.0,
+    60.0,
+)  # how far before a time a key frame is looked for, before reading from the start
 
 
 class _Nameless:
     """An open file as FFmpeg may see it: bytes, no name."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file's; -1 where the place is before its beginning, to which damaged indexes point."""
+        try:
+            return self._seek(offset, whence)
+        except OSError as problem:
+            if problem.errno != errno.EINVAL:
+                raise
+            return -1
 
 
 @dataclass
 class _Read:
-    """What was met on the way through the packets."""
+    """What was met on the way through the packets of one pass."""
 
     packets: int = 0  # with content, from the first picture on
     lost: int = 0  # of these, could not be decoded
     ended_s: float = -float("inf")  # where the last packet of any stream ends
-    broken: str = ""  # why reading ended early
+    unstamped: bool = False  # a picture had no time stamp, not even one of decoding
 
 
 class Video:
-    """One open video file. Made by ``open_video``; not for use by several threads at once."""
+    """One video file, open. Made by ``open_video``; not for use by several threads at once."""
 
-    def __init__(self, container: Any, stream: Any, file: IO[bytes]) -> None:
-        self._container, self.stream, self._file = container, stream, file
-        self._format: str = container.format.name.split(",")[0]
-        self._read = _Read()
-        self._passed = Passed()
-        self._pace = Pace(_assumed_interval(stream))
+    def __init__(self, file: IO[bytes], threads: int) -> None:
+        self._file, self._threads = file, threads
+        self._container: Any = None
+        self._open()
+        self._fresh = True  # nothing was read since the container was opened
+        self._begin()
+
+    def _open(self) -> None:
+        self.close()
+        self._file.seek(0)
+        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
+        try:
+            self._container = av.open(_Nameless(self._file), container_options=options)
+        except av.FFmpegError as problem:
+            raise BadSource(
+                "cannot be decoded: it is no video file, or a part without which none can be read is missing"
+            ) from problem
+        self.stream = _seen_stream(self._container)
+        self.stream.codec_context.thread_count = self._threads
+        self.stream.codec_context.thread_type = "SLICE" if self._threads == 1 else "AUTO"
+        self._promise: Promise = promise_of(self._container, self.stream, self._file)
+        if not self._promise.presented:
+            # What FFmpeg then makes up of the times of decoding is wrong where pictures are reordered.
+            self._container.flags &= ~Flags.gen_pts.value
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+
+    def _begin(self) -> None:
+        """Forget what an earlier pass over the pictures met."""
+        rate = float(self.stream.guessed_rate or self.stream.average_rate or 0)
+        self._pace = Pace(1 / rate if 1 <= rate <= 240 else 1 / 25)
+        self._read, self._wrong = _Read(), WrongStamps()
         self._first_s = self._last_s = self._end_s = 0.0
-        self._moved = self._moving_s = 0.0
+        self._moved, self._moving_s = 0, 0.0
         self.count = 0  # pictures shown so far
 
     @property
-    def passed_over(self) -> int:
-        """How many pictures were not shown, as their time stamp was far off."""
-        return self._passed.count
+    def wrong_stamps(self) -> int:
+        """How many time stamps were far off; their pictures are shown between their neighbours."""
+        return self._wrong.count
 
     @property
     def fps(self) -> float:
@@ -77,31 +117,51 @@ class Video:
     def shown(self, from_s: float | None = None) -> Iterator[Shown]:
         """The pictures in the order and at the times a viewer sees them; times strictly increase.
 
-        With ``from_s``, a time of the container's clock, they begin with a picture that is on screen then or before:
-        at the key frame before it, or where the container cannot be searched, at an earlier one. Segments are counted
-        from the first picture that is given. BadSource: the time stamps start again in the middle.
+        With ``from_s``, a time of the container's clock, they begin with one that is on screen then or earlier: at the
+        key frame before it, or at the beginning where the container cannot be searched. Segments are then counted from
+        the first picture given. BadSource: the time stamps start again in the middle.
         """
-        if from_s is not None:
-            self._seek(from_s)
-        self._read, self._passed = _Read(), Passed()
-        self._pace = Pace(_assumed_interval(self.stream))
-        self.count, self._moved, self._moving_s = 0, 0.0, 0.0
-        ordered = in_order(self._decoded(), self._pace, self._passed, self._promised_end())
-        for picture in on_screen(ordered, self._pace, None):
+        for back_s in _SEARCHED_BACK_S if from_s is not None and self._promise.searchable else ():
+            try:
+                self._container.seek(int((from_s - back_s) / self.stream.time_base), stream=self.stream)
+            except av.FFmpegError:
+                break
+            self._fresh = False
+            pictures = self._pass()
+            first = next(pictures, None)
+            if first is not None and first.time_s <= from_s and not self._read.unstamped:
+                yield first
+                yield from pictures
+                return
+        if not self._fresh:
+            self._open()
+        self._fresh = False
+        yield from self._pass()
+
+    def _pass(self) -> Iterator[Shown]:
+        self._begin()
+        ordered = in_order(self._decoded(), self._pace, self._wrong, self._promise.end_s)
+        for picture in on_screen(ordered, self._pace, self._promise.last_until_s, self._promise.end_s):
             if not self.count:
                 self._first_s = picture.time_s
+            elif picture.time_s == self._end_s:  # no hole before it
+                self._moved, self._moving_s = self._moved + 1, self._moving_s + picture.time_s - self._last_s
             self._last_s, self._end_s = picture.time_s, picture.end_s
             self.count += 1
             yield picture
 
-    def _seek(self, from_s: float) -> None:
-        self._container.seek(int(from_s / self.stream.time_base), stream=self.stream, backward=True)
-
-    def _promised_end(self) -> float | None:
-        return None
-
     def check_whole(self) -> None:
-        """To be called after the last picture: BadSource where pictures that should be shown could not be."""
+        """To be called once ``shown()`` has given its last picture: BadSource where some that should be shown are lost.
+
+        Judged is what was decoded, before anybody chose among it: a tenth of the time that the container promises, or
+        of the packets. Pictures that an edit list hides, and slots without a picture, are no loss.
+        """
+        if not self.count:
+            raise BadSource("cannot be decoded: no picture could be decoded")
+        read = self._read
+        if read.lost > 0.1 * read.packets:
+            raise BadSource(f"truncated: {read.lost} of {read.packets} pictures could not be decoded")
+        self._promise.check(self._first_s, self._end_s, read.ended_s, self._wrong.latest_s, self._pace.usual_s)
 
     def _decoded(self) -> Iterator[Stamped]:
         """Pictures as they are decoded. What cannot be decoded is counted and passed over, as players do.
@@ -109,30 +169,42 @@ class Video:
         A container that stores no times of presentation (AVI) has times of decoding: the same times, in another order.
         As pictures come in order, the earliest that is left is the picture's.
         """
-        base, read, unused = float(self.stream.time_base), self._read, list[int]()
-        last_s = -float("inf")
+        base, read, presented = float(self.stream.time_base), self._read, self._promise.presented
+        unused: list[int] = []
+        last_s: float | None = None
         for packet in self._packets():
-            if packet.pts is None and packet.dts is not None:
-                heapq.heappush(unused, packet.dts)
-            begun = last_s > -float("inf")
-            read.packets += begun and packet.size > 0
+            counts = last_s is not None and packet.size > 0
+            read.packets += counts
             try:
                 frames = packet.decode()
             except av.FFmpegError:
-                read.lost += begun and packet.size > 0
+                read.lost += counts
                 continue
+            if packet.dts is not None and not presented:
+                heapq.heappush(unused, packet.dts)
             for frame in frames:
-                if frame.pts is not None:
+                if presented and frame.pts is not None:
                     time_s = frame.pts * base
                 elif unused:
                     time_s = heapq.heappop(unused) * base
                 else:
-                    time_s = last_s + self._pace.usual_s if begun else 0.0
-                begun, last_s = True, time_s
+                    read.unstamped = True
+                    time_s = 0.0 if last_s is None else last_s + self._pace.usual_s
+                last_s = time_s
                 yield Stamped(time_s, (frame.duration or 0) * base, (frame.width, frame.height), frame)
 
     def _packets(self) -> Iterator[Any]:
-        yield from self._container.demux(self.stream)
+        """The stream's packets, to the end or to where reading breaks off; other streams are only looked at."""
+        others = list(self._container.streams.audio) if self._promise.of_all_streams else []
+        try:
+            for packet in self._container.demux(self.stream, *others):
+                if packet.pts is not None:
+                    end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self._read.ended_s = max(self._read.ended_s, end_s)
+                if packet.stream.index == self.stream.index:
+                    yield packet
+        except av.FFmpegError:
+            return  # what should have followed is missed by ``check_whole``
 
 
 @contextmanager
@@ -144,19 +216,11 @@ def open_video(path: str | os.PathLike[str], threads: int = 1) -> Iterator[Video
     with Path(path).open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             raise BadSource("the file is empty")
-        file.seek(0)
-        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "none"}
+        video = Video(file, threads)
         try:
-            container = av.open(_Nameless(file), container_options=options)
-        except av.FFmpegError as problem:
-            raise BadSource("cannot be decoded: it is no video file, or its beginning is missing") from problem
-        with container:
-            # Presentation times that FFmpeg makes up from those of decoding are wrong where pictures are reordered.
-            container.flags &= ~Flags.gen_pts.value
-            stream = _seen_stream(container)
-            stream.codec_context.thread_count = threads
-            stream.codec_context.thread_type = "SLICE" if threads == 1 else "AUTO"
-            yield Video(container, stream, file)
+            yield video
+        finally:
+            video.close()
 
 
 def _seen_stream(container: Any) -> Any:
@@ -169,9 +233,3 @@ def _seen_stream(container: Any) -> Any:
     if not known:
         raise BadSource("cannot be decoded: its video codec is unknown")
     return max(known, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height, -s.index))
-
-
-def _assumed_interval(stream: Any) -> float:
-    """Seconds a picture until two were seen: what the container says, where that can be."""
-    rate = float(stream.guessed_rate or stream.average_rate or 0)
-    return 1 / rate if 1 <= rate <= 240 else 1 / 25
