@@ -6,9 +6,9 @@ high definition (720 rows or 1280 columns and more) are BT.709 and smaller ones 
 **High dynamic range.** PQ (SMPTE ST 2084) and HLG (ARIB STD-B67), both in ITU-R BT.2100, become light in cd/m2: PQ says
 it absolutely, HLG for a display of 1000 cd/m2 with its system gamma of 1.2. Diffuse white, 203 cd/m2 (ITU-R BT.2408),
 becomes the white of standard range. Primaries go to BT.709 through XYZ. Light up to KNEE of diffuse white stays as it
-is; from there on a curve rolls off, so that PEAK_CD_M2 comes out as full white and diffuse white itself as 250 of 255.
-As ITU-R BT.2390 recommends, the curve works on the largest of the three channels and the others keep their ratio
-to it: no hue turns. Its shape is that of Reinhard et al., Photographic Tone Reproduction for Digital Images (2002).
+is; from there on it rolls off as a logarithm, so that PEAK_CD_M2 comes out as full white and diffuse white itself as
+248 of 255. The curve works on the largest of the three channels and the others keep their ratio to it, one of the ways
+of ITU-R BT.2390 (section 5): no hue turns.
 
 **Wide gamut of standard range.** BT.2020 and Display P3 go to BT.709 in linear light; what lies outside is clipped.
 
@@ -102,11 +102,20 @@ def to_srgb(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[n
 
 def roll_off(light: NDArray[np.float32]) -> NDArray[np.float32]:
     """The tone curve: light in units of diffuse white, any shape, to light in units of the white of standard range."""
-    room = 1 - KNEE
+    room, bend = 1 - KNEE, _bend()
     over = np.maximum(light - KNEE, 0) / room
-    peak = (PEAK_CD_M2 / DIFFUSE_WHITE_CD_M2 - KNEE) / room
-    bent = KNEE + room * over * (1 + over / peak**2) / (1 + over)
+    bent = KNEE + room / bend * np.log1p(bend * over)
     return np.where(light > KNEE, np.minimum(bent, 1), light).astype(np.float32)
+
+
+@cache
+def _bend() -> float:
+    """The b of log(1 + b x) / b that is 1 where x is the peak; its slope is 1 at x = 0, so that no edge shows."""
+    peak = (PEAK_CD_M2 / DIFFUSE_WHITE_CD_M2 - KNEE) / (1 - KNEE)
+    bend = 1.0
+    for _ in range(50):
+        bend = float(np.log1p(bend * peak))
+    return bend
 
 
 def _primaries(tag: int) -> int:

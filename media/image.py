@@ -32,7 +32,8 @@ _SIGNATURES = {
 }
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0\x08\0", b"MM\0+\0\x08")
 _BMP_HEADERS = {12, 40, 52, 56, 64, 108, 124}  # sizes of the header that follows the file header of 14 bytes
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 _ORIENTATION = 0x0112
 _SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
@@ -41,7 +42,7 @@ _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
 
 
 def image_format(head: bytes) -> str | None:
-    """The format that a file's first bytes (64 or more) tell, in Pillow's words, or "HEIC"; None where it is no image."""
+    """The format that a file's first bytes (64 or more) tell, in Pillow's words, or "HEIC"; None for all else."""
     for name, marks in _SIGNATURES.items():
         if all(head[at:].startswith(mark) for at, mark in marks):
             return name
@@ -49,17 +50,18 @@ def image_format(head: bytes) -> str | None:
         return "TIFF"
     if head.startswith(b"BM") and len(head) >= 18 and struct.unpack_from("<I", head, 14)[0] in _BMP_HEADERS:
         return "BMP"
-    if head[4:8] == b"ftyp":
-        return "AVIF" if head[8:12] == b"avif" or _brands(head) >= {b"mif1", b"avif"} else _heic(head)
+    if head[4:8] == b"ftyp" and len(head) >= 16:
+        brands = _brands(head)
+        return "AVIF" if brands & _AVIF_BRANDS else "HEIC" if head[8:12] in _HEIC_BRANDS else None
     return None
 
 
 def is_image(head: bytes) -> bool:
     """Whether a file that starts so is one image, to be read by ``read_image``; else it is for a reader of videos.
 
-    GIF and animated PNG are videos. So is a sequence of AVIF or HEIC pictures. An animated WebP counts as an image,
-    since no reader of videos takes it; ``read_image`` says so. Longer heads tell more: an animated PNG says what it
-    is before its first pixels, mostly in the first few hundred bytes.
+    GIF and animated PNG are videos. Animated WebP, AVIF and HEIC count as images, since no reader of videos takes
+    them; ``read_image`` says so. An animated PNG tells what it is before its first pixels: mostly in the first few
+    hundred bytes, after 4,096 only where a large profile comes first.
     """
     kind = image_format(head)
     animated_png = kind == "PNG" and b"acTL" in head.partition(b"IDAT")[0]
@@ -144,10 +146,6 @@ def _brands(head: bytes) -> set[bytes]:
     """The brands of an ISO base media file: what it is and what it is compatible with."""
     listed = head[8 : max(16, struct.unpack_from(">I", head)[0])]
     return {listed[at : at + 4] for at in range(0, len(listed), 4) if at != 4}
-
-
-def _heic(head: bytes) -> str | None:
-    return "HEIC" if head[8:12] in _HEIC_BRANDS else None
 
 
 _SRGB = ImageCms.createProfile("sRGB")
