@@ -5,7 +5,6 @@ behind: they would be found again if it were changed back. OUT/steps/used.json s
 relative to OUT; what it does not name, and what has the form of our names, is removed.
 """
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,11 +19,11 @@ from tasks.tables.owner import read_mark
 
 USED = "steps/used.json"
 
-# steps/<step>/<shard>-<key>.parquet, also of an unfinished result; frames/<source>-<settings>/<file>; and what a run
-# that was killed while it wrote left of either.
-_PARTIAL = r"(\.[0-9a-f]{8}\.partial)?"
-_RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]{{8}})?\.(parquet|json){_PARTIAL}")
-_FRAMES = re.compile(rf"(frames/[0-9a-f]+-[0-9a-f]+)/(samples\.parquet|track\.parquet|source\.json){_PARTIAL}")
+# steps/<step>/<shard>-<key>.parquet, also of an unfinished result; frames/<source>-<settings>/<file>. Before the last
+# "/" and after the name stands what a run that was killed while it wrote one of them left.
+_LEFT = r"\.[0-9a-f]{8}\.partial"
+_RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]+)?\.(parquet|json)({_LEFT})?")
+_FRAMES = re.compile(rf"(frames/[0-9a-f]+-[0-9a-f]+)/\.?(samples\.parquet|track\.parquet|source\.json)({_LEFT})?")
 
 
 @dataclass
@@ -59,6 +58,7 @@ def clean(root: str, dry_run: bool = False) -> Cleaned:
     with holding(root):
         tables, frames = _used(root)
         fs, folder = fs_of(root)
+        folder = folder.rstrip("/")
         fs.invalidate_cache()
         cleaned = Cleaned(dry_run=dry_run)
         for part in ("steps", "frames"):
@@ -77,16 +77,14 @@ def clean(root: str, dry_run: bool = False) -> Cleaned:
 
 def _used(root: str) -> tuple[set[str], set[str]]:
     """The tables and frame stores that the last finished run used, relative to ``root``."""
-    fs, path = fs_of(storage.join(root, USED))
+    uri = storage.join(root, USED)
+    if not storage.exists(uri):
+        raise PreflightError(f"{root!r} has no {USED}: no run has finished there, so nothing is known to be dead")
     try:
-        used = json.loads(fs.cat_file(path))
+        used = storage.read_json(uri)
         return set(used["tables"]), {folder.rstrip("/") for folder in used["frames"]}
-    except FileNotFoundError as problem:
-        raise PreflightError(
-            f"{root!r} has no {USED}: no run has finished there, so nothing is known to be dead"
-        ) from problem
-    except (ValueError, KeyError, TypeError) as problem:
-        raise PreflightError(f"{storage.join(root, USED)} cannot be read: {problem}") from problem
+    except (OSError, KeyError, TypeError) as problem:
+        raise PreflightError(f"{uri} cannot be read: {problem}") from problem
 
 
 def _dead(name: str, tables: set[str], frames: set[str]) -> str | None:

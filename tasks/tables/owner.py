@@ -4,10 +4,8 @@ OUT/contentv.json says which kind of run OUT belongs to. A run of another kind i
 a dataset without a mark stands: nothing that is somebody else's is mixed with ours or removed.
 """
 
-import json
 from importlib.metadata import version
 
-from media.paths import fs_of
 from tasks.tables import storage
 from tasks.tables.checks import PreflightError
 
@@ -25,7 +23,7 @@ def check_owner(root: str, kind: str = "curation") -> None:
     """
     mark = read_mark(root)
     if mark is None:
-        if found := [name for name in _DATA if _exists(storage.join(root, name))]:
+        if found := [name for name in _DATA if storage.exists(storage.join(root, name))]:
             raise PreflightError(
                 f"output {root!r} holds {' and '.join(found)} that no {kind} run with a mark ({MARK}) wrote; choose "
                 f"another output, or move {' and '.join(found)} away"
@@ -47,23 +45,16 @@ def claim(root: str, kind: str = "curation") -> None:
     check_owner(root, kind)
     if read_mark(root) is None:
         mark = {"kind": kind, "format": FORMAT, "written_by": f"contentv {version('contentv')}"}
-        with storage.writing(storage.join(root, MARK)) as file:
-            file.write(json.dumps(mark, indent=2).encode() + b"\n")
+        storage.write_json(mark, storage.join(root, MARK), indent=2)
 
 
 def read_mark(root: str) -> dict[str, object] | None:
     """What the mark of ``root`` says; None where there is none. Raises PreflightError for one that cannot be read."""
-    fs, path = fs_of(storage.join(root, MARK))
-    try:
-        mark = json.loads(fs.cat_file(path))
-    except FileNotFoundError:
+    uri = storage.join(root, MARK)
+    if not storage.exists(uri):
         return None
-    except (ValueError, NotADirectoryError) as problem:
+    try:
+        mark = storage.read_json(uri)
+    except OSError as problem:
         raise PreflightError(f"output {root!r}: {MARK} cannot be read: {problem}") from problem
     return mark if isinstance(mark, dict) else {}
-
-
-def _exists(uri: str) -> bool:
-    fs, path = fs_of(uri)
-    fs.invalidate_cache()
-    return bool(fs.exists(path))

@@ -5,7 +5,6 @@ listed before it is written, and taken off the list after it is removed: so what
 listed files are ever replaced or removed. Readers of Parquet datasets pass over names that begin with a dot.
 """
 
-import json
 from collections.abc import Iterable
 
 from media.paths import fs_of, is_local
@@ -39,31 +38,22 @@ def publish(root: str, name: str, files: Iterable[str]) -> list[str]:
     """
     announce(root, name, files)
     wanted = {_inside(root, name, file) for file in files}
-    fs, folder = fs_of(storage.join(root, name))
-    fs.invalidate_cache()
     for gone in sorted(published(root, name) - wanted):
-        path = f"{folder}/{gone}"
-        if fs.exists(path):
-            fs.rm_file(path)
+        storage.remove(storage.join(root, name, gone))
         _remove_empty_folders(root, name, gone)
     _write(root, name, wanted)
-    fs.invalidate_cache()
-    there = (path.removeprefix(f"{folder}/") for path in fs.find(folder))
-    return sorted(storage.join(root, name, file) for file in there if file.endswith(".parquet") and file not in wanted)
+    there = storage.list_below(storage.join(root, name))
+    return [file for file in there if file.endswith(".parquet") and _inside(root, name, file) not in wanted]
 
 
 def published(root: str, name: str) -> set[str]:
-    """The files on the list of OUT/``name``, relative to it. ValueError where the list cannot be read."""
-    fs, path = fs_of(storage.join(root, name, LIST))
-    try:
-        return set(json.loads(fs.cat_file(path))["files"])
-    except FileNotFoundError:
-        return set()
+    """The files on the list of OUT/``name``, relative to it."""
+    uri = storage.join(root, name, LIST)
+    return set(storage.read_json(uri)["files"]) if storage.exists(uri) else set()
 
 
 def _write(root: str, name: str, files: set[str]) -> None:
-    with storage.writing(storage.join(root, name, LIST)) as file:
-        file.write(json.dumps({"files": sorted(files)}, indent=1).encode())
+    storage.write_json({"files": sorted(files)}, storage.join(root, name, LIST), indent=1)
 
 
 def _inside(root: str, name: str, uri: str) -> str:
