@@ -4,7 +4,8 @@ One row a sample, in order of time::
 
     time_s          float64   presentation time of the sampled frame
     jpeg            binary    the frame, upright, square pixels, longest side at most SAMPLE_SIDE
-    partner_time_s  float64   presentation time of its partner, about PAIR_GAP_S later; null at the end of a source
+    partner_time_s  float64   presentation time of its partner, PAIR_GAP_S or more later; null at the end of a source
+    gap_s           float64   time between the first appearances of what the two show: footage may be held
     partner_jpeg    binary    the partner, longest side at most PAIR_SIDE: what optical flow compares the sample with
 
 Row groups are short, so a reader of one clip fetches only that clip's seconds.
@@ -35,6 +36,7 @@ _SCHEMA = pa.schema(
         ("time_s", pa.float64()),
         ("jpeg", pa.binary()),
         ("partner_time_s", pa.float64()),
+        ("gap_s", pa.float64()),
         ("partner_jpeg", pa.binary()),
     ]
 )
@@ -50,7 +52,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class FramePair:
-    """Two frames ``gap_s`` apart, for optical flow: RGB uint8 [h, w, 3] each, of one size."""
+    """Two frames for optical flow: RGB uint8 [h, w, 3] each, of one size.
+
+    ``gap_s`` is the time in which the one became the other, also where footage is held.
+    """
 
     time_s: float
     gap_s: float
@@ -94,11 +99,29 @@ class FrameStoreWriter:
         self._writer = pq.ParquetWriter(file, _SCHEMA, compression="none")
         self._rows: list[dict[str, object]] = []
 
-    def add(self, time_s: float, image: Image, partner_time_s: float | None, partner: Image | None) -> None:
-        """Store a sample and its partner; both are full-size pictures, scaled down here by the same filter."""
+    def add(
+        self,
+        time_s: float,
+        image: Image,
+        partner_time_s: float | None,
+        partner: Image | None,
+        gap_s: float | None = None,
+    ) -> None:
+        """Store a sample and its partner; both are full-size pictures, scaled down here by the same filter.
+
+        ``gap_s`` is the time in which what the sample shows became what the partner shows; None: that between them.
+        """
         sample = shrink(image, SAMPLE_SIDE)
         small = None if partner is None else encode_jpeg(shrink(shrink(partner, SAMPLE_SIDE), PAIR_SIDE))
-        row = {"time_s": time_s, "jpeg": encode_jpeg(sample), "partner_time_s": partner_time_s, "partner_jpeg": small}
+        if gap_s is None and partner_time_s is not None:
+            gap_s = partner_time_s - time_s
+        row = {
+            "time_s": time_s,
+            "jpeg": encode_jpeg(sample),
+            "partner_time_s": partner_time_s,
+            "gap_s": gap_s,
+            "partner_jpeg": small,
+        }
         self._rows.append(row)
         if len(self._rows) == ROWS_PER_GROUP:
             self._flush()
@@ -118,9 +141,10 @@ class FrameStore:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._parquet = pq.ParquetFile(file)
-        times = self._parquet.read(columns=["time_s", "partner_time_s"])
+        times = self._parquet.read(columns=["time_s", "partner_time_s", "gap_s"])
         self.times_s: NDArray[np.float64] = times["time_s"].to_numpy()
         self._partner_times_s = times["partner_time_s"].to_numpy()  # NaN where there is none
+        self._gaps_s = times["gap_s"].to_numpy()
         self._groups: dict[tuple[int, str], list[bytes]] = {}
 
     def frames(self, start_s: float, end_s: float, limit: int | None = None) -> list[Frame]:
@@ -141,7 +165,7 @@ class FrameStore:
         time_s = float(self.times_s[row])
         first = shrink(decode_jpeg(self._jpeg(row, "jpeg")), PAIR_SIDE)
         second = decode_jpeg(self._jpeg(row, "partner_jpeg"))
-        return FramePair(time_s, float(self._partner_times_s[row]) - time_s, first, second)
+        return FramePair(time_s, float(self._gaps_s[row]), first, second)
 
     def _rows(self, start_s: float, end_s: float) -> list[int]:
         first, last = np.searchsorted(self.times_s, [start_s, end_s])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+SEGMENT = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("width", pa.int32()), ("height", pa.int32())])
 BOX = pa.struct([("x", pa.int32()), ("y", pa.int32()), ("w", pa.int32()), ("h", pa.int32())])
 
 # step -> [(column, type, meaning)]. Pixels are those of the source as displayed: rotated, with square pixels.
@@ -24,6 +25,7 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType, str]]] = {
         ("width", pa.int32(), "source width as displayed, pixels"),
         ("height", pa.int32(), "source height as displayed, pixels"),
         ("bit_rate", pa.int64(), "bits per second of the source file; for an image its size in bits"),
+        ("segments", pa.list_(SEGMENT), "stretches of the source without a hole in time and of one picture size"),
         ("frames_uri", pa.string(), "the source's frame store"),
         ("error", pa.string(), "what went wrong, in words; null: nothing"),
         ("rejected_by", pa.list_(pa.string()), "every reason for which the row is not kept"),
