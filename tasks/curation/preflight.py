@@ -1,33 +1,18 @@
 """Preflight: before any work, make sure that the run can succeed, or say what is missing and what brings it."""
 
-import shutil
 from typing import Literal
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from tasks.curation.inputs import Inputs, inputs_of
 from tasks.curation.verdict import VerdictConfig, limits
-from tasks.tables.sources import PreflightError, check_writable, find_sources, write_shards
+from tasks.tables.checks import PreflightError
+from tasks.tables.schema import COLUMNS
 
-# A frame store takes a few per cent of an ordinary source; below this a run would end in "no space left".
-FREE_FRACTION = 0.1
-
-
-def check_space(root: str, source_bytes: int) -> None:
-    """Raise PreflightError where a local disk clearly cannot hold the frame stores of so many bytes of video."""
-    fs, path = url_to_fs(root)
-    if not isinstance(fs, LocalFileSystem):
-        return
-    free = shutil.disk_usage(path).free
-    wanted = int(FREE_FRACTION * source_bytes)
-    if free < wanted:
-        raise PreflightError(
-            f"output {root!r} has {free / 2**30:.1f} GiB free; the frame stores of these sources need about "
-            f"{wanted / 2**30:.1f} GiB"
-        )
+# What the manifest's folders are called after, and what a reader of the dataset gets as columns.
+PARTITIONS = ("aspect", "duration")
 
 
 def check_profile(profile: str) -> None:
@@ -39,19 +24,32 @@ def check_profile(profile: str) -> None:
         )
 
 
-@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE, persist_result=False)
-def preflight(
-    source: str, output: str, profile: Literal["lite", "paper"], sources_per_shard: int, thresholds: VerdictConfig
-) -> list[str]:
-    """Check inputs, output, profile and filters; returns the URIs of the shards' lists of sources."""
+def prepare(
+    source: str,
+    output: str,
+    profile: str,
+    sources_per_shard: int,
+    thresholds: VerdictConfig,
+    samples_per_s: float,
+    limit: int | None = None,
+    sample: str | float | None = None,
+) -> Inputs:
+    """Check profile, filters, inputs and output; returns what the run starts from. Raises PreflightError."""
     check_profile(profile)
     try:
         limits(thresholds)
     except ValueError as problem:
         raise PreflightError(str(problem)) from problem
-    sources = find_sources(source)
-    check_writable(output)
-    check_space(output, sum(int(found["bytes"]) for found in sources))
-    shards = write_shards(sources, output, sources_per_shard)
-    get_run_logger().info("%d sources in %d shards", len(sources), len(shards))
-    return shards
+    ours = {name for columns in COLUMNS.values() for name, *_ in columns}
+    return inputs_of(source, output, sources_per_shard, samples_per_s, limit, sample, {*ours, *PARTITIONS})
+
+
+@task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE, persist_result=False)
+def preflight(
+    source: str, output: str, profile: Literal["lite", "paper"], sources_per_shard: int, thresholds: VerdictConfig
+) -> list[str]:
+    """``prepare`` for a run over all sources; returns the URIs of the shards' lists of sources."""
+    inputs = prepare(source, output, profile, sources_per_shard, thresholds, samples_per_s=2.0)
+    for note in inputs.notes:
+        get_run_logger().info(note)
+    return inputs.shards

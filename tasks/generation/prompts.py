@@ -23,7 +23,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.tables import storage
-from tasks.tables.sources import PreflightError, extension
+from tasks.tables.checks import PreflightError
+from tasks.tables.sources import extension
 from tasks.tables.step import key_of
 
 Caption = Literal["caption_detailed", "caption_short"]

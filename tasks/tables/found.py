@@ -82,7 +82,7 @@ def total_bytes(sources: pa.Table) -> int:
 
 def table_of(sources: Sequence[Source]) -> pa.Table:
     """A table of sources with no passed columns."""
-    columns = list(zip(*sources, strict=True)) or [[], [], []]
+    columns = [[source[place] for source in sources] for place in range(len(SCHEMA))]
     return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
 
 

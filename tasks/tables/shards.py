@@ -60,20 +60,22 @@ def write_shards(sources: pa.Table, root: str, about: int) -> list[str]:
     return lists
 
 
-def write_passthrough(sources: pa.Table, root: str, about: int, taken: Collection[str] = ()) -> list[str]:
-    """Write ``source_uri`` and the passed columns of each shard to OUT/steps/passthrough; returns their URIs, in the
-    order of ``write_shards``, or none where no column is passed. Columns have the names and types of the input list.
-
-    Raises PreflightError for a column that has one of the names ``taken``.
-    """
-    passed = [name for name in sources.column_names if name.startswith(PASSED)]
-    if not passed:
-        return []
-    names = [name.removeprefix(PASSED) for name in passed]
+def check_passed(sources: pa.Table, taken: Collection[str]) -> None:
+    """Raise PreflightError where an input list brings a column that has one of the names ``taken``."""
+    names = [name.removeprefix(PASSED) for name in sources.column_names if name.startswith(PASSED)]
     if clash := [name for name in names if name in {"source_uri", *taken}]:
         raise PreflightError(
             f"the input list has a column {clash[0]!r}, and so have the tables of curation; call it something else"
         )
+
+
+def write_passthrough(sources: pa.Table, root: str, about: int) -> list[str]:
+    """Write ``source_uri`` and the passed columns of each shard to OUT/steps/passthrough; returns their URIs, in the
+    order of ``write_shards``, or none where no column is passed. Columns have the names and types of the input list."""
+    passed = [name for name in sources.column_names if name.startswith(PASSED)]
+    if not passed:
+        return []
+    names = [name.removeprefix(PASSED) for name in passed]
     return [
         _written(
             narrow(shard.select(["source_uri", *passed]).rename_columns(["source_uri", *names])),

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.sample_library import encode
 from tasks.curation.scan import ScanConfig, scan, scan_once
 from tasks.tables.frame_store import open_frames
-from tasks.tables.sources import find_sources, write_shards
+from tasks.tables.shards import write_shards
+from tasks.tables.sources import find_sources
 from tests.tasks.rows import read
 
 CONFIG = ScanConfig()
