@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from flows.curate_videos import CurationConfig, curate_videos
 from tasks.tables import storage
+from tasks.tables.checks import PreflightError
 from tasks.tables.funnel import as_text
 from tasks.tables.run_record import NothingKept, counts
-from tasks.tables.sources import PreflightError
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

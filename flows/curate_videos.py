@@ -52,13 +52,13 @@ def curate_videos(
         sources_per_shard: About how many sources a task works on.
         config: One group of settings per step; the thresholds are in `verdict`.
     """
-    plan = preflight(source, output, profile, sources_per_shard, config.verdict)
+    plan = preflight(source, output, profile, sources_per_shard, config.verdict, config.scan.samples_per_s)
     allowed = limits(config.verdict, plan.filters)
     shards = Shards(plan.shards, watch=Progress())
     with tasks_run_on(task_runner(runner, ray_address)):
         scanned = shards.run(scan, plan.shards, config=config.scan)
         embedded = shards.run(embed, scanned)
-        listed, scanned, embedded = shards.ended(plan.shards, scanned, embedded)
+        listed, passed, scanned, embedded = shards.ended(plan.shards, plan.passthrough, scanned, embedded)
         unique = dedup_sources.submit(scanned, embedded, config.dedup_sources).result()
         tables = shards.run(cut, [list(shard) for shard in zip(scanned, unique, strict=True)], config=config.cut)
         tables = shards.run(dedup_clips, tables, config=config.dedup_clips)
@@ -67,8 +67,8 @@ def curate_videos(
         tables = shards.run(verdict, tables, config=config.verdict, own=plan.filters)
         tables = shards.run(caption, tables)
         tables = shards.run(buckets, tables)
-        finals = shards.run(clips, tables, listed, own=plan.filters)
-        listed, embedded, used, finals = shards.ended(listed, embedded, tables, finals)
+        wide = shards.run(clips, tables, passed, own=plan.filters)
+        listed, embedded, used, finals = shards.ended(listed, embedded, tables, wide)
         dataset, page = manifest.submit(finals), report.submit(finals, allowed)
         folder, written = dataset.result(), page.result()
     results = [*listed, *embedded, *(table for shard in used for table in shard), *finals]

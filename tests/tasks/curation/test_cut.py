@@ -9,7 +9,8 @@ from tasks.curation.embed import embed
 from tasks.curation.scan import scan
 from tasks.curation.shots import Shot
 from tasks.tables.frame_store import FrameStoreWriter
-from tasks.tables.sources import find_sources, write_shards
+from tasks.tables.shards import write_shards
+from tasks.tables.sources import find_sources
 from tests.tasks.rows import read
 
 SOURCE = {"source_id": "00aa", "frames_uri": "f", "rejected_by": [], "width": 64, "height": 48, "fps": 24.0}
