@@ -119,7 +119,7 @@ class _Recorder:
         display = self._display
         assert display is not None
         small = display.small(frame, TRACK_SIDE)
-        self._track.add(time_s, small)
+        self._track.add(time_s, shown.end_s, shown.segment, small)
         if (block := self._track.take_block()) is not None:
             self._tracks.write_table(block)
         late = (time_s - self._next_sample_s) * self._rate + ROUNDING
