@@ -108,7 +108,7 @@ def _opened(uri: str) -> IO[bytes]:
     if is_local(uri):
         return open(path_of_uri(uri), "rb")
     fs, path = fs_of(uri)
-    return fs.open(path, "rb")  # type: ignore[no-any-return]
+    return fs.open(path, "rb")
 
 
 def _image(file: IO[bytes], clip: Clip) -> Iterator[Image]:
@@ -151,7 +151,7 @@ def _at_times(video: Video, start_s: float, count: int, fps: int) -> Iterator[Sh
         while given < count and start_s + given / fps + grace / 2 < shown.end_s:
             first = first or shown
             if shown.segment != first.segment:
-                raise ValueError(f"its video breaks off before {shown.time_s:.3f} s, inside the clip")
+                raise ValueError(f"its video breaks off or changes its size at {shown.time_s:.3f} s, inside the clip")
             yield shown
             given += 1
         if given == count:
