@@ -114,6 +114,7 @@ def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, config: S
         first_s = last_s = next_sample_s = 0.0
         waiting: tuple[float, Image] | None = None
         count = 0
+        shown: tuple[float, Image] | None = None
         for time_s, frame in frames:
             if picture is None or geometry is None:
                 geometry = Geometry.of(frame, stream.sample_aspect_ratio)
@@ -125,7 +126,9 @@ def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, config: S
             if time_s >= next_sample_s and waiting is None:
                 waiting = time_s, picture.sample(frame)
                 next_sample_s += (1 + int((time_s - next_sample_s) * config.samples_per_s)) / config.samples_per_s
-            track.add(time_s, picture.track(frame))
+            if shown:
+                track.add(shown[0], time_s, 0, shown[1])
+            shown = time_s, picture.track(frame)
             if (block := track.take_block()) is not None:
                 tracks.write_table(block)
             last_s = time_s
@@ -134,9 +137,11 @@ def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, config: S
             raise BadSource("no video frame could be decoded")
         if waiting:
             store.add(*waiting, None, None)
-        tracks.write_table(track.flush())
         fps = (count - 1) / (last_s - first_s) if count > 1 else 0.0
         end_s = last_s + (1 / fps if fps else float(1 / stream.average_rate) if stream.average_rate else 0.0)
+        if shown:
+            track.add(shown[0], end_s, 0, shown[1])
+        tracks.write_table(track.flush())
         width, height = geometry.displayed
         check_whole(stream, count, end_s - first_s)
         return {
