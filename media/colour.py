@@ -71,9 +71,9 @@ def matrix_of(frame: av.VideoFrame) -> int:
     return int(Colorspace.ITU709 if high_definition else Colorspace.ITU601)
 
 
-def is_srgb(frame: av.VideoFrame) -> bool:
-    """Whether the frame's RGB is taken for sRGB as it is: standard range, no wide gamut."""
-    return frame.color_trc not in _HIGH_RANGE and _primaries(frame.color_primaries) == ColorPrimaries.BT709
+def is_srgb(transfer: int, primaries: int) -> bool:
+    """Whether RGB of these tags (ITU-T H.273) is taken for sRGB as it is: standard range, no wide gamut."""
+    return transfer not in _HIGH_RANGE and _primaries(primaries) == ColorPrimaries.BT709
 
 
 def to_srgb(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:

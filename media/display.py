@@ -80,7 +80,7 @@ class Display:
 def _rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], method: Interpolation) -> Image:
     """The frame scaled to ``size`` (width, height) and then made sRGB; only its first field where it has two."""
     matrix = matrix_of(frame)
-    plain, see_through = is_srgb(frame), has_alpha(frame.format.name)
+    plain, see_through = is_srgb(frame.color_trc, frame.color_primaries), has_alpha(frame.format.name)
     kind = ("rgba" if see_through else "rgb24") if plain else ("rgba64le" if see_through else "rgb48le")
     field = first_field(frame) if frame.interlaced_frame and frame.height > 1 else frame
     scaled = scaler.reformat(field, *size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method)
