@@ -30,6 +30,7 @@ from media.source import BadSource
 DIFFUSE_WHITE_CD_M2 = 203.0
 PEAK_CD_M2 = 1000.0
 KNEE = 0.9  # of diffuse white, in linear light: 244 of 255 in sRGB
+BAND_PIXELS = 1 << 15  # worked on at once: what stays in a processor's cache takes half the time
 
 HD_HEIGHT, HD_WIDTH = 720, 1280
 
@@ -70,9 +71,9 @@ def matrix_of(frame: av.VideoFrame) -> int:
     return int(Colorspace.ITU709 if high_definition else Colorspace.ITU601)
 
 
-def is_srgb(frame: av.VideoFrame) -> bool:
-    """Whether the frame's RGB is taken for sRGB as it is: standard range, no wide gamut."""
-    return frame.color_trc not in _HIGH_RANGE and _primaries(frame.color_primaries) == ColorPrimaries.BT709
+def is_srgb(transfer: int, primaries: int) -> bool:
+    """Whether RGB of these tags (ITU-T H.273) is taken for sRGB as it is: standard range, no wide gamut."""
+    return transfer not in _HIGH_RANGE and _primaries(primaries) == ColorPrimaries.BT709
 
 
 def to_srgb(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
@@ -88,6 +89,14 @@ def to_srgb(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[n
     """
     if transfer in _HIGH_RANGE and primaries == ColorPrimaries.UNSPECIFIED:
         primaries = ColorPrimaries.BT2020
+    image = np.empty(rgb.shape, np.uint8)
+    rows = max(1, BAND_PIXELS // rgb.shape[1])
+    for row in range(0, len(rgb), rows):
+        image[row : row + rows] = _band_to_srgb(rgb[row : row + rows], transfer, primaries)
+    return image
+
+
+def _band_to_srgb(rgb: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
     light = _looked_up(_light(transfer), rgb)
     if transfer == ColorTrc.ARIB_STD_B67:
         light *= _hlg_gain(light)[..., None]

@@ -3,7 +3,8 @@
 One ``Display`` reads the frames of one size of one stream, for the tasks that measure and for training alike.
 
 Interlaced frames hold two moments, in the even and the odd rows. Only the first field is read, so that nothing
-measures the comb between the two; such a picture has half of its rows, stretched to full height.
+measures the comb between the two; such a picture has half of its rows, stretched to full height, and so less detail
+to measure. So has a progressive picture that its stream tags as interlaced (PsF): the pixels alone cannot tell.
 """
 
 from fractions import Fraction
@@ -79,7 +80,7 @@ class Display:
 def _rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], method: Interpolation) -> Image:
     """The frame scaled to ``size`` (width, height) and then made sRGB; only its first field where it has two."""
     matrix = matrix_of(frame)
-    plain, see_through = is_srgb(frame), has_alpha(frame.format.name)
+    plain, see_through = is_srgb(frame.color_trc, frame.color_primaries), has_alpha(frame.format.name)
     kind = ("rgba" if see_through else "rgb24") if plain else ("rgba64le" if see_through else "rgb48le")
     field = first_field(frame) if frame.interlaced_frame and frame.height > 1 else frame
     scaled = scaler.reformat(field, *size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method)
@@ -91,6 +92,8 @@ def _rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], 
 
 def over_background(image: Image, alpha: NDArray[np.floating]) -> Image:
     """RGB uint8 [h, w, 3] laid over BACKGROUND by its opacity ``alpha`` [h, w], 0 to 1."""
+    if alpha.min() == 1:  # as most pictures that could be see-through
+        return np.ascontiguousarray(image)
     mixed = image * alpha[..., None] + BACKGROUND * (1 - alpha[..., None])
     return np.rint(mixed).astype(np.uint8)
 

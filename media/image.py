@@ -5,8 +5,9 @@ that holds no image, and one that is an animation raise ``BadSource`` in words. 
 pixels and change nothing.
 
 See-through images lie on white, as on a page. Of a file with several pages (TIFF, MPO) the first is read, as viewers
-show it. Colours of an embedded profile (ICC) go to sRGB; a profile that is broken is passed over, as viewers do.
-High dynamic range in images (PQ and HLG in AVIF, gain maps in JPEG) is not read: such a file shows its base image.
+show it. Colours of an embedded profile (ICC) go to sRGB; a profile that is broken is passed over, as viewers do. Images
+tagged as high dynamic range or a wide gamut (AVIF's nclx box, PNG's cICP chunk) go the way of videos (``colour``), from
+the 8 bits a channel that Pillow gives. Of a JPEG with a gain map the base image is read, which is standard range.
 """
 
 import io
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageCms, UnidentifiedImageError
 
+from media.colour import is_srgb, to_srgb
 from media.display import Image, over_background
 from media.orientation import Orientation
 from media.source import BadSource
@@ -86,7 +88,7 @@ def read_image(file: str | os.PathLike[str] | IO[bytes]) -> Image:
             if kind in _ANIMATED and getattr(image, "n_frames", 1) > 1:
                 raise BadSource(f"an animated {kind} of {image.n_frames} pictures, not an image")  # type: ignore[attr-defined]
             image.load()
-            pixels = _srgb(image)
+            pixels = _srgb(image, *_code_points(data, kind))
             orientation = _orientation(image)
     except BadSource:
         raise
@@ -102,19 +104,31 @@ def read_image(file: str | os.PathLike[str] | IO[bytes]) -> Image:
     return orientation.upright(pixels)
 
 
-def _srgb(image: Pillow.Image) -> Image:
-    """The loaded image as it is stored, RGB uint8 [h, w, 3]."""
+def _srgb(image: Pillow.Image, transfer: int, primaries: int) -> Image:
+    """The loaded image as it is stored, RGB uint8 [h, w, 3], of colours that are tagged so (ITU-T H.273)."""
     if image.mode in _NO_WHITE:
         raise BadSource(f"an image of 32 bits a channel (mode {image.mode}), in which no number is white")
     if image.mode in _SIXTEEN_BITS:
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
-        colours = np.asarray(_by_profile(Pillow.fromarray(pixels[..., :3]), image.info.get("icc_profile")))
-        return over_background(colours, pixels[..., 3] / 255)
-    direct = image if image.mode in ("RGB", "CMYK", "L") else image.convert("RGB")
-    return np.array(_by_profile(direct, image.info.get("icc_profile")).convert("RGB"))
+    profile = image.info.get("icc_profile")
+    see_through = image.has_transparency_data
+    full = image.convert("RGBA") if see_through else image
+    direct = full if full.mode in ("RGB", "CMYK", "L") else full.convert("RGB")
+    colours = np.array(_by_profile(direct, profile).convert("RGB"))
+    if not profile and not is_srgb(transfer, primaries):
+        colours = to_srgb(colours.astype(np.uint16) * 257, transfer, primaries)
+    return over_background(colours, np.asarray(full)[..., 3] / 255) if see_through else colours
+
+
+def _code_points(data: bytes, kind: str) -> tuple[int, int]:
+    """The numbers of transfer and primaries that a file's header tells (ITU-T H.273); 2, which is unknown, if none."""
+    if kind == "AVIF" and (at := data.find(b"colrnclx")) >= 0:  # ISO/IEC 23000-22: primaries, transfer, 16 bits each
+        primaries, transfer = struct.unpack_from(">HH", data, at + 8)
+        return transfer, primaries
+    if kind == "PNG" and (at := data.find(b"cICP", 0, data.find(b"IDAT"))) >= 0:  # PNG 3, 11.3.2.6: 8 bits each
+        return data[at + 5], data[at + 4]
+    return 2, 2
 
 
 def _by_profile(image: Pillow.Image, profile: bytes | None) -> Pillow.Image:

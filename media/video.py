@@ -6,6 +6,7 @@ for a pattern or a protocol, and no text that names other files or addresses (a 
 
 import errno
 import heapq
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,22 +123,27 @@ class Video:
         key frame before it, or at the beginning where the container cannot be searched. Segments are then counted from
         the first picture given. BadSource: the time stamps start again in the middle.
         """
-        for back_s in _SEARCHED_BACK_S if from_s is not None and self._promise.searchable else ():
+        found = None if from_s is None else self._search(from_s)
+        if found is None:
+            if not self._fresh:
+                self._open()
+            self._fresh = False
+            found = self._pass()
+        yield from found
+
+    def _search(self, from_s: float) -> Iterator[Shown] | None:
+        """The pictures from a key frame before ``from_s`` on; None where no search finds one."""
+        for back_s in _SEARCHED_BACK_S if self._promise.searchable else ():
+            self._fresh = False
             try:
                 self._container.seek(int((from_s - back_s) / self.stream.time_base), stream=self.stream)
             except av.FFmpegError:
-                break
-            self._fresh = False
+                return None
             pictures = self._pass()
             first = next(pictures, None)
             if first is not None and first.time_s <= from_s and not self._read.unstamped:
-                yield first
-                yield from pictures
-                return
-        if not self._fresh:
-            self._open()
-        self._fresh = False
-        yield from self._pass()
+                return itertools.chain([first], pictures)
+        return None
 
     def _pass(self) -> Iterator[Shown]:
         self._begin()

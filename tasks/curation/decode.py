@@ -26,6 +26,7 @@ from tasks.tables.frame_store import SAMPLE_SIDE, FrameStoreWriter
 SAMPLES, TRACK = "samples.parquet", "track.parquet"
 
 TRACK_SIDE = 256
+ROUNDING = 1e-6  # of the time between two samples
 HEAD_BYTES = 4096  # what tells an image from a video
 
 Row = dict[str, Any]
@@ -118,14 +119,14 @@ class _Recorder:
         display = self._display
         assert display is not None
         small = display.small(frame, TRACK_SIDE)
-        self._track.add(time_s, small)
+        self._track.add(time_s, shown.end_s, shown.segment, small)
         if (block := self._track.take_block()) is not None:
             self._tracks.write_table(block)
-        sampled = time_s >= self._next_sample_s
-        if sampled:
-            self._next_sample_s += (1 + int((time_s - self._next_sample_s) * self._rate)) / self._rate
+        late = (time_s - self._next_sample_s) * self._rate + ROUNDING
+        if late >= 0:
+            self._next_sample_s += (1 + int(late)) / self._rate
         changed = 0.0 if self._before is None else change(self._before, small)
-        self._pairing.add(time_s, changed, sampled, lambda: display.picture(frame, SAMPLE_SIDE))
+        self._pairing.add(time_s, changed, late >= 0, lambda: display.picture(frame, SAMPLE_SIDE))
         self._store_finished()
         self._before = small
         self.segments[-1]["end_s"] = shown.end_s

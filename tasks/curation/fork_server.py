@@ -24,6 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from tasks.tables.faults import in_words
+
 LOOK_S = 0.05  # how often memory and time are looked at
 MESSAGE_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
@@ -81,7 +83,7 @@ def _work(job: dict[str, Any], pipe: int, server: int) -> NoReturn:
         module, _, name = job["work"].partition(":")
         reply = {"result": getattr(importlib.import_module(module), name)(**job["arguments"])}
     except BaseException as problem:
-        words = (problem.strerror if isinstance(problem, OSError) else "") or str(problem) or type(problem).__name__
+        words = in_words(problem)
         kind = next(kind.__name__ for kind in type(problem).__mro__ if kind.__module__ == "builtins")
         reply = {"raised": {"kind": kind, "errno": getattr(problem, "errno", None), "words": words}}
     _send(pipe, reply)

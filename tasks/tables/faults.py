@@ -94,8 +94,8 @@ def _code(problem: BaseException) -> str | None:
 
 
 def in_words(problem: BaseException) -> str:
-    """What an exception says, or its class where it says nothing; without the path that an OSError adds."""
-    said = problem.strerror if isinstance(problem, OSError) and problem.filename is not None else None
+    """What an exception says, or its class where it says nothing; without the number and the path of an OSError."""
+    said = problem.strerror if isinstance(problem, OSError) else None
     return said or str(problem) or type(problem).__name__
 
 

@@ -1,6 +1,5 @@
 """What the codes of a frame mean in sRGB: matrices, range, high dynamic range, wide gamuts."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,11 +10,9 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from media.colour import KNEE, roll_off, to_srgb
 from media.display import Display
 from media.source import BadSource
+from tests.media.high_range import HLG, PQ, TO_BT2020, hlg_codes, linear, pq_codes, write_high_range
 
 COLOURS = np.array([(200, 40, 40), (40, 180, 60), (50, 60, 210), (128, 128, 128), (235, 220, 180)], np.uint8)
-# ITU-R BT.2087: linear RGB of BT.709 as that of BT.2020.
-TO_BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
-PQ, HLG = ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67
 
 
 def bars(height: int, width: int) -> np.ndarray:
@@ -78,29 +75,6 @@ def test_a_matrix_that_makes_no_rgb_is_refused_in_words(tag: int) -> None:
         Display.of(frame, None).small(frame, 32)
 
 
-def linear(srgb: np.ndarray) -> np.ndarray:
-    code = srgb / 255
-    return np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
-
-
-def pq_codes(cd_m2: np.ndarray) -> np.ndarray:
-    """The inverse EOTF of SMPTE ST 2084, as uint16 of full range."""
-    power = (np.asarray(cd_m2) / 10000) ** (2610 / 16384)
-    code = ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
-    return np.rint(code * 65535).astype(np.uint16)
-
-
-def hlg_codes(cd_m2: np.ndarray) -> np.ndarray:
-    """BT.2100: a display's light, RGB, to the HLG codes that a display of 1000 cd/m2 shows so, uint16 of full range."""
-    light = np.asarray(cd_m2) / 1000
-    luminance = np.maximum(light @ (0.2627, 0.6780, 0.0593), 1e-9)
-    scene = light * luminance[..., None] ** (1 / 1.2 - 1)
-    code = np.where(
-        scene <= 1 / 12, np.sqrt(3 * scene), 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
-    )
-    return np.rint(code * 65535).astype(np.uint16)
-
-
 @pytest.mark.parametrize(("transfer", "coded"), [(PQ, pq_codes), (HLG, hlg_codes)])
 def test_what_fits_in_standard_range_is_shown_as_the_standard_take(transfer: int, coded: object) -> None:
     """Colours of BT.709 below the knee, stored as high dynamic range with diffuse white at 203 cd/m2, come back."""
@@ -152,28 +126,14 @@ def test_wide_gamuts_of_standard_range_become_bt709() -> None:
         assert np.abs(to_srgb(grey, ColorTrc.BT709, primaries).astype(int) - 128).max() <= 1
 
 
-@pytest.mark.parametrize(("transfer", "coded"), [(PQ, pq_codes), (HLG, hlg_codes)])
+@pytest.mark.parametrize("transfer", [PQ, HLG])
 @pytest.mark.parametrize(("codec", "container"), [("libx265", "mp4"), ("libx264", "mkv"), ("libx265", "ts")])
 @pytest.mark.parametrize("size", [(320, 180), (1280, 720)])
 def test_a_file_of_high_dynamic_range_looks_like_the_standard_take(
-    tmp_path: Path, transfer: int, coded: object, codec: str, container: str, size: tuple[int, int]
+    tmp_path: Path, transfer: int, codec: str, container: str, size: tuple[int, int]
 ) -> None:
     path = tmp_path / f"high.{container}"
-    light = linear(bars(size[1], size[0])) @ TO_BT2020.T * 203
-    frame = av.VideoFrame.from_ndarray(coded(light), format="rgb48le").reformat(
-        format="yuv420p10le", dst_colorspace=Colorspace.BT2020, dst_color_range=ColorRange.MPEG
-    )
-    frame.colorspace, frame.color_range = 9, ColorRange.MPEG
-    frame.color_primaries, frame.color_trc = ColorPrimaries.BT2020, transfer
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, 24, options={"crf": "8", "x265-params": "bframes=0:pools=1:log-level=error"})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p10le"
-        context = stream.codec_context
-        context.colorspace, context.color_range = 9, ColorRange.MPEG
-        context.color_primaries, context.color_trc = ColorPrimaries.BT2020, transfer
-        frame.pts, frame.time_base = 0, Fraction(1, 24)
-        for packet in (*stream.encode(frame), *stream.encode()):
-            file.mux(packet)
+    write_high_range(path, bars(size[1], size[0]), transfer, codec)
     with av.open(str(path)) as file:
         read = next(file.decode(video=0))
     display = Display.of(read, None)

@@ -11,6 +11,7 @@ from PIL import Image, ImageCms
 
 from media.image import is_image, read_image
 from media.source import BadSource
+from tests.media.high_range import DIFFUSE_WHITE, HLG, PQ, TO_BT2020, hlg_codes, linear, pq_codes, write_high_range
 
 KINDS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF"]
 WHOLE_CODES = {
@@ -192,6 +193,25 @@ def test_srgb_and_broken_profiles_change_no_pixel() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for profile in (srgb, b"no profile", srgb[: len(srgb) // 2]):
         assert (read(saved(photograph(), "PNG", icc_profile=profile)) == plain).all()
+
+
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+@pytest.mark.parametrize("kind", ["AVIF", "PNG"])
+def test_images_of_high_dynamic_range_look_like_the_standard_take(tmp_path: Path, kind: str, transfer: int) -> None:
+    bars = np.zeros((64, 96, 3), np.uint8)
+    bars[:, :48], bars[:, 48:] = (190, 60, 40), (60, 90, 180)
+    path = tmp_path / "high.avif"
+    if kind == "AVIF":
+        write_high_range(path, bars, transfer, "libsvtav1")
+    else:
+        light = linear(bars) @ TO_BT2020.T * DIFFUSE_WHITE
+        codes = pq_codes(light) if transfer == PQ else hlg_codes(light)
+        plain = saved(Image.fromarray((codes / 257).round().astype(np.uint8)), "PNG")
+        tag = b"cICP" + bytes([9, transfer, 0, 1])  # PNG, third edition, 11.3.2.6
+        path.write_bytes(plain[:33] + struct.pack(">I", 4) + tag + struct.pack(">I", zlib.crc32(tag)) + plain[33:])
+    picture = read_image(path).astype(int)  # 8 bits of PQ are steps of up to 6 in sRGB; read as sRGB they are 70 off
+    assert np.abs(picture[32, 20] - (190, 60, 40)).max() < 16
+    assert np.abs(picture[32, 76] - (60, 90, 180)).max() < 16
 
 
 def matrix_profile(gamma: float) -> bytes:

@@ -270,6 +270,10 @@ class FlakyStore(MemoryFileSystem):
     store: ClassVar[dict] = {}
     down = 0
 
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
     def _open(self, path, mode="rb", **options):
         if FlakyStore.down:
             FlakyStore.down -= 1
