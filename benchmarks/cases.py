@@ -179,6 +179,7 @@ class Run:
 
 def curate(source: Path, output: Path, limit_s: float, folder: Path) -> Run:
     """Curate ``source`` in a process of its own that starts in ``folder``, as a user would."""
+    print(f"curating {str(source).encode(errors='backslashreplace').decode()}", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "flows.cli", str(source), str(output), *SETTINGS]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
@@ -197,11 +198,11 @@ def rows_of(output: Path) -> list[Row]:
     return [row for table in sorted((output / "clips").glob("*.parquet")) for row in pq.read_table(table).to_pylist()]
 
 
-def run_problems(run: Run, limit_s: float) -> list[str]:
-    """What is wrong with how a run ended: it may keep nothing, but it must not stop before its end."""
+def run_problems(run: Run, limit_s: float, found: Sequence[Row]) -> list[str]:
+    """What is wrong with how a run ended: it may keep nothing (status 1), but every file has a row at its end."""
     if run.status is None:
         return [f"the run had not ended after {limit_s:.0f} s"]
-    if run.status not in (0, 1):
+    if run.status not in (0, 1) or not found:
         return [f"the run ended with status {run.status}: {last_line(run.words)}"]
     return []
 
@@ -225,11 +226,8 @@ def judge_folder(
         for name, case in cases.items()
     }
     wrong = {name: judge(case, by_name[name], by_name) for name, case in cases.items()}
-    if problems := run_problems(run, RUN_LIMIT_S):
-        wrong = {name: problems + own for name, own in wrong.items()}
-    elif not found:
-        wrong = {name: [f"no row: {last_line(run.words)}"] for name in cases}
-    return wrong
+    ended = run_problems(run, RUN_LIMIT_S, found)
+    return {name: ended + own for name, own in wrong.items()}
 
 
 def belongs(source_uri: str, place: Path, any_name: bool) -> bool:
@@ -244,8 +242,8 @@ def judge_pipe(name: str, ordinary: Path, scratch: Path) -> list[str]:
     beside = source / f"ordinary{ordinary.suffix}"
     shutil.copyfile(ordinary, beside)
     run = curate(source, output, PIPE_LIMIT_S, scratch)
-    wrong = run_problems(run, PIPE_LIMIT_S)
     rows = rows_of(output)
+    wrong = run_problems(run, PIPE_LIMIT_S, rows)
     wrong += judge({"error": False}, [row for row in rows if row["source_uri"] == str(beside)], {})
     pipe = [row for row in rows if row["source_uri"] != str(beside)]
     return wrong + (judge({"error": True}, pipe, {}) if pipe else [])
@@ -266,7 +264,8 @@ def judge_output(name: str, ordinary: Path, scratch: Path) -> list[str]:
         if any(folder.rglob("samples.parquet")):
             wrong.append("status 2 after it had decoded")
         return wrong
-    return wrong + run_problems(run, OUTPUT_LIMIT_S) + judge({"error": False}, rows_of(folder / name), {})
+    rows = rows_of(folder / name)
+    return wrong + run_problems(run, OUTPUT_LIMIT_S, rows) + judge({"error": False}, rows, {})
 
 
 def ordinary_file(folder: Path, cases: Mapping[str, Case]) -> Path:
