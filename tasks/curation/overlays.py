@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tasks.curation.text import Edges
+from tasks.curation.edges import Edges
 from tasks.tables import storage
-from tasks.tables.crop import Box, content_box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
+from tasks.tables.borders import content_box
+from tasks.tables.crop import Box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
 from tasks.tables.frame_store import Image, shrink
 from tasks.tables.step import (
     SCORING_CHANGES,
