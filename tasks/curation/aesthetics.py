@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from tasks.curation.blur import laplacian_variance
-from tasks.tables.frame_store import Image, shrink
+from tasks.tables.picture import Image, shrink
 from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
 
 COLOUR_SIDE = 160  # pixels: the colours of a picture need no more of it

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tables.crop import Box
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 
 Plane = NDArray[np.float32]
 EDGE = 24.0  # least step of luma over a pixel, as Sobel / 4, of what counts as an edge

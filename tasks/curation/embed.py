@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tables import storage
-from tasks.tables.frame_store import FrameStore, Image, shrink
+from tasks.tables.frame_store import FrameStore
+from tasks.tables.picture import Image, resized, shrink
 from tasks.tables.step import Row, StepConfig, fields_of, frames_of, result_uri, side_by_side, step_task, with_columns
 
 SIDE = 48  # of a signature's frames, pixels
@@ -63,7 +64,7 @@ def film_of(images: Sequence[Image]) -> Film:
     gray = [cv2.cvtColor(shrink(image, LUMA_SIDE), cv2.COLOR_RGB2GRAY) for image in images]
     luma = np.stack(gray).astype(np.uint8)
     rows, columns = content_box(luma)
-    return np.stack([cv2.resize(plane[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for plane in luma])
+    return np.stack([resized(plane[rows, columns], SIDE, SIDE) for plane in luma])
 
 
 def signature_of(store: FrameStore) -> Film:

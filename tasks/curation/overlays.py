@@ -18,7 +18,7 @@ from tasks.curation.edges import Edges
 from tasks.tables import storage
 from tasks.tables.borders import content_box
 from tasks.tables.crop import Box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
-from tasks.tables.frame_store import Image, shrink
+from tasks.tables.picture import Image, shrink
 from tasks.tables.step import (
     SCORING_CHANGES,
     Row,
@@ -38,7 +38,7 @@ VERSION = 1
 SIDE = 480  # longest side of the pictures in which overlays are sought
 GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moved
 MIN_VIEWS = 4  # fewer different views of a source cannot tell an overlay from the scene
-SPREAD = 0.45  # how far, squared, a view's gradient may be from the mean one: the scene shows through or changes it
+DEVIATION = 0.45  # how far, squared, a view's gradient may be from the mean one: the scene shows through or changes it
 MAX_FOUND = 6  # more things that stay fixed are a scene that does
 
 
@@ -82,7 +82,7 @@ def fixed_edges(edges: Sequence[Edges], config: OverlayConfig) -> NDArray[np.boo
     """Where an edge [H, W] is the same in nearly all of several views."""
     x, y = np.mean([one.x for one in edges], axis=0), np.mean([one.y for one in edges], axis=0)
     strength = x * x + y * y
-    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < SPREAD * strength for one in edges)
+    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < DEVIATION * strength for one in edges)
     return (strength > config.min_edge**2) & (like >= config.min_share * len(edges))
 
 

@@ -24,7 +24,8 @@ from pydantic import Field
 
 from tasks.curation.shots import TRACK_SCHEMA, FrameTrack
 from tasks.tables import storage
-from tasks.tables.frame_store import PAIR_GAP_S, SAMPLE_SIDE, FrameStoreWriter, Image, fit
+from tasks.tables.frame_store import PAIR_GAP_S, SAMPLE_SIDE, FrameStoreWriter
+from tasks.tables.picture import Image, fit
 from tasks.tables.schema import table as schema_table
 from tasks.tables.step import Row, StepConfig, key_of, result_uri, root_of, side_by_side, step_task
 

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.curation.edges import EDGE, Edges
-from tasks.curation.text_detector import resized
 from tasks.curation.text_regions import Line, Region, finest, fitting, look_at, new_regions
 from tasks.tables.borders import content_box
 from tasks.tables.crop import Box, covered, largest_rectangle, merged, padded, scaled
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image, resized
 from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
 
 VERSION = 2

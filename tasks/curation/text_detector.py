@@ -10,7 +10,7 @@ import rapidocr
 
 from tasks.curation.denormals import denormals_as_zero
 from tasks.tables.crop import Box, padded, scaled
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image, resized
 
 MODEL = Path(rapidocr.__file__).parent / "models" / "PP-OCRv6_det_small.onnx"
 STRIDE = 32  # the network takes sides that are multiples of this
@@ -22,11 +22,6 @@ def _session() -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(MODEL, options, providers=["CPUExecutionProvider"])
-
-
-def resized(image: Image, width: int, height: int) -> Image:
-    """The picture at another size, averaged over areas."""
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def detect(image: Image, min_score: float) -> list[tuple[Box, float]]:

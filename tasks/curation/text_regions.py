@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from tasks.curation.edges import Edges
-from tasks.curation.text_detector import STRIDE, detect, resized
+from tasks.curation.text_detector import STRIDE, detect
 from tasks.tables.crop import Box, padded, scaled
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image, resized
 
 GAP = 12  # pixels between regions that are packed into one picture
 

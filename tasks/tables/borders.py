@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from tasks.tables.crop import Box
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 
 # A border is this dark (0 to 255), and what lies next to it is lighter than it by at least BORDER_EDGE.
 BORDER_LEVEL = 32

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tasks.tables.picture import Image, shrink
+
 SAMPLE_SIDE = 640
 PAIR_SIDE = 448
 PAIR_GAP_S = 1 / 15  # 24, 25, 30, 50 and 60 frames per second have one gap, also at half the rate
 ROWS_PER_GROUP = 16
 GROUPS_HELD = 4
-
-Image = NDArray[np.uint8]
 
 _SCHEMA = pa.schema(
     [
@@ -56,23 +56,6 @@ class FramePair:
     gap_s: float
     first: Image
     second: Image
-
-
-def fit(width: int, height: int, longest: int) -> tuple[int, int]:
-    """The size (width, height) of a picture scaled down, never up, to at most ``longest`` on its longest side."""
-    scale = min(1.0, longest / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def shrink(image: Image, longest: int) -> Image:
-    """The picture scaled down, without aliasing, to at most ``longest`` on its longest side."""
-    height, width = image.shape[:2]
-    size = fit(width, height, longest)
-    if size == (width, height):
-        return image
-    # Above one half, two-tap interpolation leaves no pixel out, and is ten times faster than areas.
-    method = cv2.INTER_LINEAR if 2 * size[0] >= width else cv2.INTER_AREA
-    return cv2.resize(image, size, interpolation=method)  # type: ignore[return-value]
 
 
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:

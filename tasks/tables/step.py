@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.tables import storage
 from tasks.tables.crop import Box, crop_of, cut_out
-from tasks.tables.frame_store import Frame, FramePair, FrameStore, Image, open_frames
+from tasks.tables.frame_store import Frame, FramePair, FrameStore, open_frames
+from tasks.tables.picture import Image
 from tasks.tables.schema import COLUMNS
 
 R = TypeVar("R")

@@ -6,7 +6,8 @@ import pytest
 
 from tasks.curation.embed import SIDE, content_box, embed, embedding_of, film_of
 from tasks.tables import storage
-from tasks.tables.frame_store import FrameStoreWriter, Image
+from tasks.tables.frame_store import FrameStoreWriter
+from tasks.tables.picture import Image
 from tests.tasks.rows import clip, read, write
 
 
