@@ -51,7 +51,7 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType, str]]] = {
         ("overlay_area", pa.float32(), "fraction of the frame under watermarks and logos"),
         ("overlay_area_kept", pa.float32(), "the same inside the crop, as a fraction of the crop"),
         ("overlay_boxes", pa.list_(BOX), "watermarks and logos, pixels"),
-        ("border_area", pa.float32(), "fraction of the frame that is black border"),
+        ("border_area", pa.float32(), "fraction of the frame that is border: black bars, or bars of a blurred copy"),
     ],
     "blur": [("blur", pa.float32(), "variance of the Laplacian (lower is blurrier), median over frames")],
     "motion": [
