@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.curation.edges import EDGE, Edges
+from tasks.curation.text_moving import PASSES, camera_stands, find_moving, passing_edges, share_inside
 from tasks.curation.text_regions import Line, Region, finest, fitting, look_at, new_regions
 from tasks.tables.borders import content_box
 from tasks.tables.crop import Box, covered, largest_rectangle, merged, padded, scaled
 from tasks.tables.picture import Image, resized
 from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
 
-VERSION = 2
+VERSION = 3
 CUE = 0.5  # edges are sought at this fraction of the samples' size
 PASSING_SCORE = 0.6  # text that is not known to stand still has to look more like text
+ALONE = 0.6  # share of the edges that pass, in text beside which hardly anything moves
 NEAR_S = 1.1  # text within this of a clip's ends may reach into it between two samples
 FINE = 0.7  # scale at which the network reads small and see-through text that it misses at 0.45
 
@@ -63,10 +65,21 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
     # Edges of a moving texture may coincide, and look like text; but then they do not last.
     lines = [line for line, row in zip(lines, seen, strict=True) if sum(row) > 1 or len(row) == 1]
     lines += look_at_ends(images, lines, edges, look_scale, config)
-    if not still:
-        lines += look_at(images, [whole], look_scale, max(config.min_score, PASSING_SCORE))
-    lines = [line for line in lines if line.box.h <= config.max_height * height]
-    return lines, np.array([[_is_seen(line, edges, s) for s in range(len(edges))] for line in lines], np.bool_)
+    passing_score, highest = max(config.min_score, PASSING_SCORE), config.max_height * height
+    passing = [] if still else look_at(images, [whole], look_scale, passing_score)
+    lines, passing = ([line for line in found if line.box.h <= highest] for found in (lines, passing))
+    lines += passing
+    seen = [[_is_seen(line, edges, sample) for sample in range(len(edges))] for line in lines]
+    if len(edges) >= PASSES:
+        passes = passing_edges(edges)
+        # Credits on black are all that moves: then nothing else tells whether the camera does.
+        alone = share_inside([scaled(line.box, CUE, CUE) for line in passing], passes[whole.sample]) > ALONE
+        if alone or camera_stands(edges):
+            pixels = max(config.region_pixels / 2, frame.area * least)
+            moving, shown = find_moving(images, passes, pixels, passing_score, highest)
+            lines += moving
+            seen += shown.tolist()
+    return lines, np.array(seen, np.bool_).reshape(len(lines), len(edges))
 
 
 def look_at_ends(
@@ -156,7 +169,7 @@ def score(clip: Clip, config: TextConfig) -> Row:
     lines = [Line(line.sample, scaled(line.box, x_scale, y_scale).meet(frame), line.score) for line in found]
     # What is burned in goes first, the largest before the rest; then text that passes with the scene.
     ends = (0, len(images) - 1)
-    burned = [row.sum() > 1 or line.sample in ends for line, row in zip(lines, seen, strict=True)]
+    burned = [row.sum() != 1 or line.sample in ends for line, row in zip(lines, seen, strict=True)]
     order = sorted(range(len(lines)), key=lambda i: (not burned[i], -lines[i].box.area))
     picture = scaled(content_box(images), x_scale, y_scale).meet(clip.crop)
     crop = crop_text(clip.crop, picture, [lines[i].box for i in order], config.min_crop_area)
