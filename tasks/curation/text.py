@@ -65,10 +65,10 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
     # Edges of a moving texture may coincide, and look like text; but then they do not last.
     lines = [line for line, row in zip(lines, seen, strict=True) if sum(row) > 1 or len(row) == 1]
     lines += look_at_ends(images, lines, edges, look_scale, config)
-    passing_score, highest = max(config.min_score, PASSING_SCORE), config.max_height * height
-    passing = [] if still else look_at(images, [whole], look_scale, passing_score)
+    passing = [] if still else look_at(images, [whole], look_scale, config.min_score)
+    highest = config.max_height * height
     lines, passing = ([line for line in found if line.box.h <= highest] for found in (lines, passing))
-    lines += passing
+    lines += [line for line in passing if line.score >= PASSING_SCORE]
     seen = [[_is_seen(line, edges, sample) for sample in range(len(edges))] for line in lines]
     if len(edges) >= PASSES:
         passes = passing_edges(edges)
@@ -76,7 +76,7 @@ def find_text(images: Sequence[Image], config: TextConfig) -> tuple[list[Line], 
         alone = share_inside([scaled(line.box, CUE, CUE) for line in passing], passes[whole.sample]) > ALONE
         if alone or camera_stands(edges):
             pixels = max(config.region_pixels / 2, frame.area * least)
-            moving, shown = find_moving(images, passes, pixels, passing_score, highest)
+            moving, shown = find_moving(images, edges, passes, pixels, config.min_score, highest)
             lines += moving
             seen += shown.tolist()
     return lines, np.array(seen, np.bool_).reshape(len(lines), len(edges))
