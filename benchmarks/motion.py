@@ -27,7 +27,8 @@ from benchmarks.sample_scenes import encode
 from tasks.curation.cut import CutConfig, clips_of
 from tasks.curation.motion import MotionConfig, clip_speeds
 from tasks.curation.scan import ScanConfig, scan_source
-from tasks.tables.frame_store import FramePair, FrameStore, Image
+from tasks.tables.frame_store import FramePair, FrameStore
+from tasks.tables.picture import Image
 
 SECONDS = 2.6
 FOOTAGE_S = 12.0

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tasks.curation.blur import laplacian_variance
 from tasks.tables.clip import Clip
-from tasks.tables.frame_store import Image, shrink
+from tasks.tables.picture import Image, shrink
 from tasks.tables.score import Column, Score, Threshold, plain
 from tasks.tables.step import Row, StepConfig
 
@@ -61,4 +61,5 @@ AESTHETICS = Score(
         ),
     ),
     scorers={"lite": plain(score)},
+    version=2,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from tasks.tables.clip import Clip
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image, at_side
 from tasks.tables.score import Column, Score, Threshold, plain
 from tasks.tables.step import Row, StepConfig
 
@@ -31,10 +31,7 @@ def laplacian_variance(image: Image, config: BlurConfig = BlurConfig()) -> float
     the quantile ``tile_quantile``.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    scale = config.working_side / max(grey.shape)
-    size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
-    grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    laplacian = cv2.Laplacian(grey, cv2.CV_32F)
+    laplacian = cv2.Laplacian(at_side(np.asarray(grey, np.uint8), config.working_side), cv2.CV_32F)
     rows = np.array_split(laplacian, config.tiles, axis=0)
     variances = [tile.var() for row in rows for tile in np.array_split(row, config.tiles, axis=1) if tile.size]
     return float(np.quantile(variances, config.tile_quantile))
@@ -58,4 +55,5 @@ BLUR = Score(
         ),
     ),
     scorers={"lite": plain(score)},
+    version=2,
 )

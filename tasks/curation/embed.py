@@ -2,8 +2,8 @@
 
 The report (section 3.1, Video Deduplication) uses an internal embedding model. This one is weight-free and in two
 parts: an *embedding*, which is compared between all sources, and a *signature*, the luma of the source as a small film,
-which is compared only where embeddings are close. Both see the picture without its black borders, so that borders
-make no two sources alike.
+which is compared only where embeddings are close. Both see the picture without its borders, so that borders make no
+two sources alike.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tables import storage
+from tasks.tables.borders import content_box
 from tasks.tables.clip import frames_of
-from tasks.tables.frame_store import FrameStore, Image, shrink
+from tasks.tables.frame_store import FrameStore
 from tasks.tables.guard import Faults, guarded
 from tasks.tables.keys import root_of
+from tasks.tables.picture import Image, resized, shrink
 from tasks.tables.rows import narrow
 from tasks.tables.schema import fields_of
 from tasks.tables.step import Made, Row, kept, side_by_side, step_task
@@ -25,47 +27,22 @@ SIDE = 48  # of a signature's frames, pixels
 RATE = 2.0  # of a signature's frames, per second
 STRETCH = 32  # frames: a longer source is known by its first, middle and last stretch
 LUMA_SIDE = 160  # of the pictures that borders are sought in
-BORDER_LEVEL, BORDER_RANGE = 72, 20  # a border is at most this bright, and varies by at most this (0 to 255)
 CELLS, ORIENTATIONS = 4, 8
 NOISE = 2.0  # gradient that compression leaves in a flat picture, grey levels a pixel
 SOURCES_PER_GROUP = 1  # of the table: a signature is read without its neighbours
 FLAT = 1.0  # gives sources without any detail a direction, and the same one
 
-VERSION = 1
+VERSION = 2
 
 Film = NDArray[np.uint8]  # [T, SIDE, SIDE]
 
 
-def border(luma: NDArray[np.uint8]) -> int:
-    """How many of the first lines (axis 1) of ``luma`` [T, H, W] are black border.
-
-    A border is dark, even and still, and it ends in a sharp straight edge: so a title on black, a night or a fade
-    has none.
-    """
-    level = float(np.median(luma[:, 0]))
-    if level > BORDER_LEVEL:
-        return 0
-    filled = (np.abs(luma - np.float32(level)) > BORDER_RANGE).any(axis=0).mean(axis=1)
-    edge = int((filled > 0.5).argmax())
-    ragged = int((filled[:edge] > 0.02).sum())
-    if not edge or ragged > 2 + 0.02 * len(filled) or 2 * ragged > edge:
-        return 0
-    return edge + 2  # scaling and coding have blurred its edge
-
-
-def content_box(luma: NDArray[np.uint8]) -> tuple[slice, slice]:
-    """Rows and columns of ``luma`` [T, H, W] inside its black borders."""
-    rows = slice(border(luma), luma.shape[1] - border(luma[:, ::-1]))
-    across = luma[:, rows].transpose(0, 2, 1)
-    return rows, slice(border(across), luma.shape[2] - border(across[:, ::-1]))
-
-
 def film_of(images: Sequence[Image]) -> Film:
     """RGB pictures of one size as luma without borders, squeezed to [T, SIDE, SIDE]."""
-    gray = [cv2.cvtColor(shrink(image, LUMA_SIDE), cv2.COLOR_RGB2GRAY) for image in images]
-    luma = np.stack(gray).astype(np.uint8)
-    rows, columns = content_box(luma)
-    return np.stack([cv2.resize(plane[rows, columns], (SIDE, SIDE), interpolation=cv2.INTER_AREA) for plane in luma])
+    small = [shrink(image, LUMA_SIDE) for image in images]
+    box = content_box(small)
+    luma = [cv2.cvtColor(image[box.y : box.y + box.h, box.x : box.x + box.w], cv2.COLOR_RGB2GRAY) for image in small]
+    return np.stack([resized(np.asarray(plane, np.uint8), SIDE, SIDE) for plane in luma])
 
 
 def signature_of(store: FrameStore) -> Film:

@@ -19,7 +19,8 @@ from pydantic import Field
 
 from tasks.curation.background import NOISE_MIN, Homography, Matches, backgrounds, difference, transformed, within
 from tasks.tables.clip import Clip
-from tasks.tables.frame_store import FramePair, Image
+from tasks.tables.frame_store import FramePair
+from tasks.tables.picture import Image, at_side
 from tasks.tables.score import Column, Score, Threshold, plain
 from tasks.tables.step import Row, StepConfig
 
@@ -41,10 +42,7 @@ class MotionConfig(StepConfig):
 
 def working_picture(image: Image, side: int) -> Image:
     """Grey uint8 [h, w] with a longest side of ``side``: what is small in pixels is then equally small everywhere."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    scale = side / max(grey.shape)
-    size = max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale))
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 0.6 else cv2.INTER_LINEAR)  # type: ignore[return-value]
+    return at_side(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8), side)
 
 
 def smoothed(picture: Image) -> Array:
@@ -174,5 +172,5 @@ MOTION = Score(
         ),
     ),
     scorers={"lite": plain(score)},
-    version=2,
+    version=3,
 )

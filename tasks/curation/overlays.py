@@ -16,10 +16,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tasks.curation.text import Edges
+from tasks.curation.edges import Edges
+from tasks.tables.borders import content_box
 from tasks.tables.clip import Clip
-from tasks.tables.crop import Box, content_box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
-from tasks.tables.frame_store import Image, shrink
+from tasks.tables.crop import Box, covered, crop_of, cut_out, largest_rectangle, merged, padded, scaled
+from tasks.tables.picture import Image, shrink
 from tasks.tables.schema import BOX
 from tasks.tables.score import Column, Score, Threshold, plain_per_source
 from tasks.tables.step import Row, StepConfig
@@ -27,7 +28,7 @@ from tasks.tables.step import Row, StepConfig
 SIDE = 480  # longest side of the pictures in which overlays are sought
 GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moved
 MIN_VIEWS = 4  # fewer different views of a source cannot tell an overlay from the scene
-SPREAD = 0.45  # how far, squared, a view's gradient may be from the mean one: the scene shows through or changes it
+DEVIATION = 0.45  # how far, squared, a view's gradient may be from the mean one: the scene shows through or changes it
 MAX_FOUND = 6  # more things that stay fixed are a scene that does
 
 
@@ -71,7 +72,7 @@ def fixed_edges(edges: Sequence[Edges], config: OverlayConfig) -> NDArray[np.boo
     """Where an edge [H, W] is the same in nearly all of several views."""
     x, y = np.mean([one.x for one in edges], axis=0), np.mean([one.y for one in edges], axis=0)
     strength = x * x + y * y
-    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < SPREAD * strength for one in edges)
+    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < DEVIATION * strength for one in edges)
     return (strength > config.min_edge**2) & (like >= config.min_share * len(edges))
 
 
@@ -185,7 +186,7 @@ OVERLAYS = Score(
             label="overlay",
         ),
         Column("overlay_boxes", "watermarks and logos, pixels", pa.list_(BOX)),
-        Column("border_area", "fraction of the frame that is border"),
+        Column("border_area", "fraction of the frame that is border: black bars, or bars of a blurred copy"),
     ),
     limits=(
         Threshold(

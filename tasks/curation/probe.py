@@ -9,7 +9,8 @@ from media.image import is_image, read_image
 from media.source import BadSource
 from media.video import open_video
 from tasks.curation.decode import HEAD_BYTES
-from tasks.tables.frame_store import PAIR_SIDE, SAMPLE_SIDE, encode_jpeg, shrink
+from tasks.tables.frame_store import PAIR_SIDE, SAMPLE_SIDE, encode_jpeg
+from tasks.tables.picture import shrink
 
 # Where in a video pictures are looked at, as fractions of its duration.
 LOOKED_AT = (0.1, 0.35, 0.6, 0.85)

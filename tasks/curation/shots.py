@@ -23,8 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.curation.transitions import SIDE, Kind, ShotConfig, Transition, find_cuts, find_gradual
-
-Image = NDArray[np.uint8]  # RGB [h, w, 3]
+from tasks.tables.picture import Image
 
 FRAMES_PER_BLOCK = 4096
 OVERLAP = 512  # more than any transition with what is around it, at 60 frames a second

@@ -191,7 +191,7 @@ def _replacements(pictures: Floats, near: Distances, tables: list[_Windows], con
     candidates.sort(reverse=True)
     old, new = pictures[[a for _, a, _, _ in candidates]], pictures[[b for _, _, b, _ in candidates]]
     contrast = _contrast(pictures)
-    novel, wide = novelty(old, new), spread(old, new) >= config.least_spread
+    novel, wide = novelty(old, new), changed_share(old, new) >= config.least_spread
     for i in np.flatnonzero(wide & (novel >= config.least_novelty)).tolist():
         _, a, b, off_path = candidates[i]
         if _returns(near, a, b):
@@ -305,7 +305,7 @@ def novelty(first: Floats, second: Floats) -> NDArray[np.floating]:
     return np.where(flat, np.float32(1), best.sum((1, 2)) / 2)
 
 
-def spread(first: Floats, second: Floats) -> NDArray[np.floating]:
+def changed_share(first: Floats, second: Floats) -> NDArray[np.floating]:
     """Over which share of the frame the change between pictures [N, 3, SIDE, SIDE] is spread [N], 0 to 1.
 
     The participation ratio of the squared differences: 1 if all places change alike, k if a share k of them does.

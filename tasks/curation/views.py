@@ -8,7 +8,7 @@ matching (ORB, Rublee et al. 2011) with a homography, checked by the grey levels
 import cv2
 import numpy as np
 
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 
 FEATURES = 800
 DISTINCT = 0.8  # Lowe's ratio: a match counts if the second best is clearly worse

@@ -20,8 +20,9 @@ from prefect.context import TaskRunContext
 from tasks.generation.generate import VIDEOS, GenerationConfig
 from tasks.pages.page import template
 from tasks.tables import storage
-from tasks.tables.frame_store import encode_jpeg, shrink
+from tasks.tables.frame_store import encode_jpeg
 from tasks.tables.keys import root_of
+from tasks.tables.picture import shrink
 from tasks.tables.run_record import remove_record
 from tasks.tables.step import Row, side_by_side, step_task
 

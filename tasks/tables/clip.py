@@ -7,7 +7,8 @@ from math import inf
 
 from tasks.tables import storage
 from tasks.tables.crop import Box, crop_of, cut_out
-from tasks.tables.frame_store import Frame, FramePair, FrameStore, Image, open_frames
+from tasks.tables.frame_store import Frame, FramePair, FrameStore, open_frames
+from tasks.tables.picture import Image
 from tasks.tables.step import Row
 
 

@@ -30,14 +30,13 @@ from numpy.typing import NDArray
 from media.output_error import output_errors
 from media.range_file import RangeFile
 from tasks.tables import storage
+from tasks.tables.picture import Image, shrink
 
 SAMPLE_SIDE = 640
 PAIR_SIDE = 448
 PAIR_GAP_S = 1 / 15  # 24, 25, 30, 50 and 60 frames per second have one gap, also at half the rate
 ROWS_PER_GROUP = 16
 GROUPS_HELD = 16  # of one column each: about a megabyte
-
-Image = NDArray[np.uint8]
 
 _SCHEMA = pa.schema(
     [
@@ -69,23 +68,6 @@ class FramePair:
     gap_s: float
     first: Image
     second: Image
-
-
-def fit(width: int, height: int, longest: int) -> tuple[int, int]:
-    """The size (width, height) of a picture scaled down, never up, to at most ``longest`` on its longest side."""
-    scale = min(1.0, longest / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def shrink(image: Image, longest: int) -> Image:
-    """The picture scaled down, without aliasing, to at most ``longest`` on its longest side."""
-    height, width = image.shape[:2]
-    size = fit(width, height, longest)
-    if size == (width, height):
-        return image
-    # Above one half, two-tap interpolation leaves no pixel out, and is ten times faster than areas.
-    method = cv2.INTER_LINEAR if 2 * size[0] >= width else cv2.INTER_AREA
-    return cv2.resize(image, size, interpolation=method)  # type: ignore[return-value]
 
 
 def encode_jpeg(image: Image, quality: int = 90) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import load_sample_image
 
 from tasks.curation.aesthetics import colourfulness, lite
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 
 
 @pytest.fixture(params=["china.jpg", "flower.jpg"])

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from tasks.curation.blur import laplacian_variance
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 
 
 def photograph(name: str = "china.jpg") -> Image:

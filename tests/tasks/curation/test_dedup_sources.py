@@ -10,7 +10,7 @@ import pytest
 from tasks.curation.dedup_sources import DedupSourcesConfig, dedup_sources, find_duplicates, threshold
 from tasks.curation.embed import Film, embedding_of, film_of
 from tasks.curation.same_film import similarity
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 from tasks.tables.schema import schema
 from tests.tasks.rows import clip, read, write
 

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from tasks.curation.embed import SIDE, content_box, embed, embedding_of, film_of
+from tasks.curation.embed import SIDE, embed, embedding_of, film_of
 from tasks.tables import storage
-from tasks.tables.frame_store import FrameStoreWriter, Image
+from tasks.tables.frame_store import FrameStoreWriter
+from tasks.tables.picture import Image
 from tests.tasks.rows import clip, read, write
 
 
@@ -42,13 +43,6 @@ def test_black_bars_are_not_part_of_the_picture():
     boxed = [bars(image, 13) for image in scene]
     assert cosine(scene, boxed) > 0.97
     assert cosine(boxed, [bars(image, 13) for image in pan(4, height=64)]) < 0.9
-
-
-def test_a_title_on_black_has_no_borders():
-    title = np.zeros((1, 90, 160), np.uint8)
-    cv2.putText(title[0], "THE END", (40, 50), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 255, 2)
-    rows, columns = content_box(title)
-    assert (rows, columns) == (slice(0, 90), slice(0, 160))
 
 
 def test_every_readable_source_gets_both_columns_and_the_others_none(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.curation.overlays import OverlayConfig, different_views, find_overlays, score_source
 from tasks.tables.crop import Box, covered, crop_of
-from tasks.tables.frame_store import Image
+from tasks.tables.picture import Image
 from tests.tasks.curation.test_text import scenery
 
 WIDTH, HEIGHT = 480, 270

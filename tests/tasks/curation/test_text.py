@@ -7,23 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tasks.curation.text import (
-    Edges,
-    Line,
-    Region,
-    TextConfig,
-    crop_text,
-    detect,
-    find_text,
-    finest,
-    fitting,
-    measure,
-    new_regions,
-    pack,
-    score,
-)
+from tasks.curation.edges import Edges
+from tasks.curation.text import TextConfig, crop_text, find_text, measure, score
+from tasks.curation.text_detector import detect
+from tasks.curation.text_regions import Line, Region, finest, fitting, new_regions, pack
 from tasks.tables.crop import Box, covered, crop_of
-from tasks.tables.frame_store import FrameStore, FrameStoreWriter, Image
+from tasks.tables.frame_store import FrameStore, FrameStoreWriter
+from tasks.tables.picture import Image
 from tasks.tables.step import Clip
 
 WIDTH, HEIGHT = 480, 270

@@ -1,11 +1,11 @@
-"""Facts about rectangles in a frame, and about black borders."""
+"""Facts about rectangles in a frame."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from tasks.tables.crop import Box, content_box, covered, largest_rectangle, merged, padded, scaled
+from tasks.tables.crop import Box, covered, largest_rectangle, merged, padded, scaled
 
 FRAME = Box(0, 0, 64, 36)
 
@@ -69,28 +69,3 @@ def test_merged_boxes_do_not_overlap() -> None:
 def test_scaled_rounds_outwards_and_padded_stays_inside() -> None:
     assert scaled(Box(1, 1, 1, 1), 1.5, 1.5) == Box(1, 1, 2, 2)
     assert padded(Box(0, 30, 64, 6), 5, 5, FRAME) == Box(0, 25, 64, 11)
-
-
-def scene(rng: np.random.Generator, level: float = 120) -> np.ndarray:
-    return np.clip(rng.normal(level, 30, (90, 160, 3)), 0, 255).astype(np.uint8)
-
-
-def test_letterbox_is_found_through_compression_noise() -> None:
-    rng = np.random.default_rng(1)
-    images = []
-    for _ in range(3):
-        image = scene(rng)
-        image[:12] = image[-12:] = rng.integers(0, 6, (12, 160, 3))
-        images.append(image)
-    box = content_box(images)
-    assert (box.x, box.w) == (0, 160)
-    assert 12 <= box.y <= 15
-    assert 12 <= 90 - box.y - box.h <= 15
-
-
-def test_dark_scenes_and_fades_are_not_borders() -> None:
-    rng = np.random.default_rng(2)
-    assert content_box([np.zeros((90, 160, 3), np.uint8)] * 3) == Box(0, 0, 160, 90)
-    assert content_box([np.zeros((90, 160, 3), np.uint8), scene(rng)]) == Box(0, 0, 160, 90)
-    dusk = (np.linspace(0, 1, 90)[:, None, None] * np.full((90, 160, 3), 90)).astype(np.uint8)
-    assert content_box([dusk]) == Box(0, 0, 160, 90)
