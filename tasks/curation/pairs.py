@@ -26,6 +26,7 @@ HELD_MAX_S = 0.41  # a picture that stays for longer is a freeze, and one of its
 QUIET = 8.0  # grey levels: no repetition changes by more, however it is coded
 JUMP = 4.0  # a jump is this many times the changes inside of the hold
 BLOCK = 16  # pixels of a picture with a longest side of about 256
+_OF_CHANNELS = np.full((1, 3), 1 / 3, np.float32)
 _EARLY_S = 0.005  # time stamps are rounded to milliseconds, some twice
 
 
@@ -39,7 +40,7 @@ def change(before: Image, after: Image) -> float:
     inside = slice(rows * BLOCK), slice(columns * BLOCK)
     difference = cv2.absdiff(before[inside], after[inside])
     means = cv2.resize(difference, (columns, rows), interpolation=cv2.INTER_AREA)
-    return float(np.asarray(means, np.float32).mean(axis=-1).max())
+    return float(cv2.transform(means, _OF_CHANNELS).max())
 
 
 @dataclass(frozen=True)
