@@ -22,6 +22,17 @@ _OF_ALL_STREAMS = {"matroska", "flv", "live_flv"}  # the header has one duration
 _FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
+@dataclass
+class Read:
+    """What was met on the way through the packets of one pass."""
+
+    packets: int = 0  # with content, from the first picture on
+    lost: int = 0  # of these, could not be decoded
+    ended_s: float = -float("inf")  # where the last packet of any stream ends, seconds
+    ended_at: int = 0  # and bytes of the file
+    unstamped: bool = False  # a picture had no time stamp, not even one of decoding
+
+
 @dataclass(frozen=True)
 class Promise:
     """Where a container says that a stream ends; times are seconds of its clock, None where it says nothing."""
@@ -31,24 +42,28 @@ class Promise:
     of_all_streams: bool
     last_until_s: float | None  # the last picture is held until then, for certain
     end_mark_missing: bool
+    bytes_end: int | None  # where packets are all there is in the file, its size
     searchable: bool  # by time
     presented: bool  # it stores when a picture is shown, not only when it is decoded
 
-    def check(
-        self, first_s: float, shown_until_s: float, read_until_s: float, wrong_stamp_s: float, usual_s: float
-    ) -> None:
+    def check(self, first_s: float, shown_until_s: float, read: "Read", wrong_stamp_s: float, usual_s: float) -> None:
         """BadSource: of what is promised, less than WHOLE was shown, from ``first_s`` to ``shown_until_s``.
 
-        ``read_until_s`` is where the last packet of any stream ended; ``wrong_stamp_s`` the latest of the stamps that
-        were wrong, on which no promise may rest; ``usual_s`` the time of one picture.
+        ``wrong_stamp_s`` is the latest of the stamps that were wrong, on which no promise may rest; ``usual_s`` the
+        time of one picture.
         """
         if self.end_mark_missing:
             raise BadSource("truncated: the end of the file is missing")
+        if self.bytes_end is not None and read.ended_at < WHOLE * self.bytes_end:
+            unread = 1 - read.ended_at / self.bytes_end
+            raise BadSource(
+                f"{unread:.0%} of the file follows its last picture: a second recording that cannot be read?"
+            )
         if self.end_s is None or max(shown_until_s, WHOLE * self.end_s) < wrong_stamp_s:
             return
         start_s = min(first_s, self.start_s)
         # Where sound may go on longer than pictures do, what counts is that the file goes on.
-        seen_s = (max(shown_until_s, read_until_s) if self.of_all_streams else shown_until_s) - first_s
+        seen_s = (max(shown_until_s, read.ended_s) if self.of_all_streams else shown_until_s) - first_s
         promised_s = self.end_s - start_s
         if seen_s + usual_s < WHOLE * promised_s:
             raise BadSource(f"truncated: {seen_s:.1f} of {promised_s:.1f} s could be decoded")
@@ -63,10 +78,13 @@ def promise_of(container: Any, stream: Any, file: IO[bytes]) -> Promise:
     of_all_streams = missing = False
     at = file.tell()
     if name in _OF_ALL_STREAMS:
-        end_s = _tagged(stream.metadata)
         # These headers have no duration of a stream: one that is given was guessed, and that of the file from it.
-        if end_s is None and container.duration and stream.duration is None:
-            end_s, of_all_streams = container.duration / av.time_base, True
+        if container.duration and stream.duration is None:
+            end_s = container.duration / av.time_base
+        tagged_s = _tagged(stream.metadata)
+        of_all_streams = tagged_s is None
+        if tagged_s is not None:  # or less: a tag may be older than the file
+            end_s = min(tagged_s, end_s or tagged_s)
     elif name == "avi":
         # FFmpeg makes the duration shorter where bytes are missing; the number of slots is as stored.
         end_s = start_s + stream.frames * base if stream.frames else None
@@ -79,12 +97,14 @@ def promise_of(container: Any, stream: Any, file: IO[bytes]) -> Promise:
         missing = not _last_page(_tail(file))
     elif name not in _PROMISE_NOTHING | _RAW and stream.duration:
         end_s = start_s + stream.duration * base
+    # Its pictures and sound lie side by side, and nothing follows them.
+    bytes_end = file.seek(0, os.SEEK_END) if name in ("flv", "live_flv") else None
     file.seek(at)
     presented = name not in _RAW | {"avi"}
     # From the middle on nothing tells how many pictures before the key frame were left out.
     reordered = not presented and stream.codec_context.has_b_frames
     searchable = name not in _RAW | {"gif"} and not reordered
-    return Promise(start_s, end_s, of_all_streams, last_until_s, missing, searchable, presented)
+    return Promise(start_s, end_s, of_all_streams, last_until_s, missing, bytes_end, searchable, presented)
 
 
 def _tagged(metadata: dict[str, str]) -> float | None:

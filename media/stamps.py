@@ -138,7 +138,8 @@ def in_order(
 
 def _between(picture: Stamped, last_s: float, next_s: float, pace: Pace) -> Stamped:
     """The picture with a time between its neighbours', in place of a stamp that is far off."""
-    return replace(picture, time_s=last_s + min(pace.usual_s, (next_s - last_s) / 2), duration_s=0.0)
+    gap_s = next_s - last_s
+    return replace(picture, time_s=last_s + (gap_s / 2 if gap_s <= HOLE_S else pace.usual_s), duration_s=0.0)
 
 
 def _put_right(held: Stamped, new: Stamped, last_s: float, pace: Pace) -> tuple[Stamped, Stamped]:

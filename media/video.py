@@ -10,7 +10,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +17,7 @@ import av
 from av.container.core import Flags
 from av.stream import Disposition
 
-from media.promise import Promise, promise_of
+from media.promise import Promise, Read, promise_of
 from media.source import BadSource
 from media.stamps import HOLE_S, Pace, Shown, Stamped, WrongStamps, in_order, on_screen
 
@@ -53,16 +52,6 @@ class _Nameless:
             return -1
 
 
-@dataclass
-class _Read:
-    """What was met on the way through the packets of one pass."""
-
-    packets: int = 0  # with content, from the first picture on
-    lost: int = 0  # of these, could not be decoded
-    ended_s: float = -float("inf")  # where the last packet of any stream ends
-    unstamped: bool = False  # a picture had no time stamp, not even one of decoding
-
-
 class Video:
     """One video file, open. Made by ``open_video``; not for use by several threads at once."""
 
@@ -80,9 +69,7 @@ class Video:
         try:
             self._container = av.open(_Nameless(self._file), container_options=options)
         except av.FFmpegError as problem:
-            raise BadSource(
-                "cannot be decoded: it is no video file, or a part without which none can be read is missing"
-            ) from problem
+            raise BadSource(f"cannot be decoded: {_what_it_is(self._file)}") from problem
         self.stream = _seen_stream(self._container)
         self.stream.codec_context.thread_count = self._threads
         self.stream.codec_context.thread_type = "SLICE" if self._threads == 1 else "AUTO"
@@ -99,7 +86,7 @@ class Video:
         """Forget what an earlier pass over the pictures met."""
         rate = float(self.stream.guessed_rate or self.stream.average_rate or 0)
         self._pace = Pace(1 / rate if 1 <= rate <= 240 else 1 / 25)
-        self._read, self._wrong = _Read(), WrongStamps()
+        self._read, self._wrong = Read(), WrongStamps()
         self._first_s = self._last_s = self._end_s = 0.0
         self._moved, self._moving_s = 0, 0.0
         self.count = 0  # pictures shown so far
@@ -168,7 +155,7 @@ class Video:
         read = self._read
         if read.lost > 0.1 * read.packets:
             raise BadSource(f"truncated: {read.lost} of {read.packets} pictures could not be decoded")
-        self._promise.check(self._first_s, self._end_s, read.ended_s, self._wrong.latest_s, self._pace.usual_s)
+        self._promise.check(self._first_s, self._end_s, read, self._wrong.latest_s, self._pace.usual_s)
 
     def _decoded(self) -> Iterator[Stamped]:
         """Pictures as they are decoded. What cannot be decoded is counted and passed over, as players do.
@@ -202,12 +189,15 @@ class Video:
 
     def _packets(self) -> Iterator[Any]:
         """The stream's packets, to the end or to where reading breaks off; other streams are only looked at."""
-        others = list(self._container.streams.audio) if self._promise.of_all_streams else []
+        read = self._read
+        every = self._promise.of_all_streams or self._promise.bytes_end is not None
+        others = list(self._container.streams.audio) if every else []
         try:
             for packet in self._container.demux(self.stream, *others):
-                if packet.pts is not None:
+                if every and packet.pts is not None:
                     end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-                    self._read.ended_s = max(self._read.ended_s, end_s)
+                    read.ended_s = max(read.ended_s, end_s)
+                    read.ended_at = max(read.ended_at, (packet.pos or 0) + packet.size)
                 if packet.stream.index == self.stream.index:
                     yield packet
         except av.FFmpegError:
@@ -220,6 +210,8 @@ def open_video(path: str | os.PathLike[str], threads: int = 1) -> Iterator[Video
 
     BadSource: it is empty, no container of media, without moving pictures, or in a format nobody here can decode.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise BadSource("no ordinary file")  # reading a pipe or a device may never end
     with Path(path).open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             raise BadSource("the file is empty")
@@ -228,6 +220,16 @@ def open_video(path: str | os.PathLike[str], threads: int = 1) -> Iterator[Video
             yield video
         finally:
             video.close()
+
+
+def _what_it_is(file: IO[bytes]) -> str:
+    """Why FFmpeg found no container of media in a file, as far as its beginning tells."""
+    file.seek(0)
+    head = file.read(1024)
+    controls = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
+    if not controls:
+        return "it is a text, and what a text may name is not followed"
+    return "it is no video file, or a part without which none can be read is missing"
 
 
 def _seen_stream(container: Any) -> Any:

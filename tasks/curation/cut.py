@@ -7,7 +7,6 @@ reaches over a hole in time or a change of picture size. A shot too short for a 
 
 from collections.abc import Sequence
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -93,7 +92,7 @@ def clips_of(source: Row, root: str, config: CutConfig) -> list[Row]:
     if not source["fps"] and not source["duration_s"]:
         return [clip_row(source, source["start_s"], source["start_s"])]
     folder = storage.join(root, source["frames_uri"])
-    with fsspec.open(storage.join(folder, "track.parquet"), "rb") as file:
+    with storage.open_read(storage.join(folder, "track.parquet")) as file:
         track = pq.ParquetFile(file)
         times_s = track.read(columns=["time_s"])["time_s"].to_numpy()
         if len(times_s) < 2:

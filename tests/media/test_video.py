@@ -1,5 +1,6 @@
 import io
 import itertools
+import os
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -282,13 +283,13 @@ def test_a_name_is_only_a_name(tmp_path, name):
         ("a.ts", "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{video}\n#EXT-X-ENDLIST\n"),
         ("a.mp4", "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
         ("a.mp4", '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>'),
-        ("a.mp4", "GIF"),
+        ("a.mp4", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
     ],
 )
 def test_a_text_is_no_video_and_is_not_followed(tmp_path, name, text):
     video = encode(tmp_path / "video.mp4", even(10))
     (tmp_path / name).write_text(text.format(video=video))
-    with pytest.raises(BadSource, match="cannot be decoded"):
+    with pytest.raises(BadSource, match="cannot be decoded: it is a text"):
         seen(tmp_path / name)
 
 
@@ -303,6 +304,16 @@ def test_an_empty_file_and_one_of_sound_say_what_they_lack(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     with pytest.raises(BadSource, match="no video stream"), open_video(tmp_path / "sound.mp4"):
+        pass
+
+
+def test_bytes_that_are_no_video_and_a_pipe_are_bad_sources(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    os.mkfifo(tmp_path / "b.mp4")
+    for name, words in (("a.mp4", "no video file"), ("b.mp4", "no ordinary file")):
+        with pytest.raises(BadSource, match=words), open_video(tmp_path / name):
+            pass
+    with pytest.raises(FileNotFoundError), open_video(tmp_path / "c.mp4"):
         pass
 
 
@@ -342,3 +353,10 @@ def test_pictures_are_those_that_were_drawn(tmp_path):
     """The tests above stand on reading a number off a decoded picture."""
     frame = av.VideoFrame.from_ndarray(picture(173), "rgb24")
     assert number_of(frame) == 173
+
+
+def test_a_second_recording_that_no_decoder_reaches_is_not_left_out_silently(tmp_path):
+    path = encode(tmp_path / "a.flv", even(60))
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(BadSource, match="50% of the file follows"):
+        seen(path)

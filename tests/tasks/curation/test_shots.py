@@ -41,9 +41,10 @@ def track_of(
     track = FrameTrack()
     times = np.arange(len(frames)) / 25 if times is None else times
     ends = np.append(times[1:], times[-1] + 1 / 25)
-    for i, (time_s, end_s) in enumerate(zip(times, ends, strict=True)):
-        segment = 0 if segments is None else int(segments[i])
-        track.add(float(time_s), float(end_s), segment, frames[i].astype(np.uint8))
+    segments = np.zeros(len(frames), np.int64) if segments is None else segments
+    ends[:-1] = np.where(np.diff(segments), times[:-1] + 1 / 25, ends[:-1])
+    for time_s, end_s, segment, image in zip(times, ends, segments, frames, strict=True):
+        track.add(float(time_s), float(end_s), int(segment), image.astype(np.uint8))
     return track.flush()
 
 
