@@ -40,6 +40,18 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _ORIENTATION = 0x0112
 _SIXTEEN_BITS = {"I;16", "I;16L", "I;16B", "I;16N"}
 _NO_WHITE = {"I", "F"}  # 32 bits a channel: nothing says which number is white
+# Pillow's plugins let their parsers' own errors through.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    ArithmeticError,
+    struct.error,
+)
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
 
 
@@ -98,8 +110,7 @@ def read_image(file: str | os.PathLike[str] | IO[bytes]) -> Image:
         if kind == "HEIC":
             raise BadSource("a HEIC image, and no decoder for HEIC is installed") from problem
         raise BadSource(f"truncated or damaged: its header says {kind}, but it cannot be opened") from problem
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error) as problem:
-        # Pillow's plugins let their parsers' own errors through.
+    except _DAMAGED as problem:
         raise BadSource(f"the image is truncated or damaged: {problem}") from problem
     return orientation.upright(pixels)
 
@@ -152,7 +163,7 @@ def _orientation(image: Pillow.Image) -> Orientation:
     """
     try:
         return Orientation.of_exif(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, ValueError, LookupError, TypeError, EOFError, OSError, struct.error):
+    except _DAMAGED:
         return Orientation()
 
 

@@ -61,6 +61,23 @@ def test_an_image_of_which_a_part_is_missing_is_an_error(code: str, part: float)
         read(data[: max(40, int(len(data) * part))])
 
 
+@pytest.mark.parametrize("code", WHOLE_CODES)
+def test_a_damaged_image_is_read_or_refused_in_words(code: str) -> None:
+    """Bytes changed at random places never end in an error of another kind."""
+    kind, options = WHOLE_CODES[code]
+    data, random = saved(photograph(30, 40), kind, **options), np.random.default_rng(0)
+    refused = 0
+    for _ in range(120):
+        damaged = bytearray(data)
+        for at in random.integers(0, random.choice([60, 400, len(data)]).clip(max=len(data)), 3):
+            damaged[at] = random.integers(256)
+        try:
+            assert read(bytes(damaged)).dtype == np.uint8
+        except BadSource as problem:
+            refused += bool(str(problem))
+    assert refused > 0
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_a_jpeg_without_its_end_is_an_error(options: dict[str, bool]) -> None:
     with pytest.raises(BadSource, match="truncated"):
