@@ -83,7 +83,10 @@ def _rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], 
     plain, see_through = is_srgb(frame.color_trc, frame.color_primaries), has_alpha(frame.format.name)
     kind = ("rgba" if see_through else "rgb24") if plain else ("rgba64le" if see_through else "rgb48le")
     field = first_field(frame) if frame.interlaced_frame and frame.height > 1 else frame
-    scaled = scaler.reformat(field, *size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method)
+    # One thread: sources are read side by side, and a picture is soon scaled.
+    scaled = scaler.reformat(
+        field, *size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method, threads=1
+    )
     pixels: Any = scaled.to_ndarray()
     colours = pixels[..., :3] if see_through else pixels
     image: Image = colours if plain else to_srgb(colours, frame.color_trc, frame.color_primaries)

@@ -20,7 +20,7 @@ from media.source import BadSource
 from media.video import Shown, Video, open_video
 from tasks.curation.pairs import Pairing, change
 from tasks.curation.shots import TRACK_SCHEMA, FrameTrack
-from tasks.tables.faults import in_words, passing
+from tasks.tables.faults import in_words
 from tasks.tables.frame_store import SAMPLE_SIDE, FrameStoreWriter
 
 SAMPLES, TRACK = "samples.parquet", "track.parquet"
@@ -37,8 +37,8 @@ cv2.setNumThreads(1)  # sources are decoded side by side
 def decode(path: str, folder: str, samples_per_s: float) -> Row:
     """Decode the local file ``path`` once; write SAMPLES and TRACK into ``folder``.
 
-    Returns its columns of the scan, or only ``error``, in words, where it is no usable video or image. Raises what may
-    pass (tasks/tables/faults.py).
+    Returns its columns of the scan, or only ``error``, in words, where it is no usable video or image. Raises OSError
+    and MemoryError where this machine is to blame, and not what the file holds.
     """
     try:
         with open(path, "rb") as file:
@@ -49,10 +49,11 @@ def decode(path: str, folder: str, samples_per_s: float) -> Row:
         return row | {"bit_rate": int(os.path.getsize(path) * 8 / (row["duration_s"] or 1))}
     except BadSource as problem:
         return {"error": str(problem)}
+    except av.FFmpegError as problem:  # of the file's content; some are OSErrors as well, by their numbers
+        return {"error": f"cannot be decoded: {in_words(problem)}"}
+    except (OSError, MemoryError):
+        raise
     except Exception as problem:
-        # FFmpeg lacks memory where a header asks for more than it ever gives.
-        if passing(problem) and not isinstance(problem, av.FFmpegError):
-            raise
         return {"error": f"cannot be decoded: {in_words(problem)}"}
 
 

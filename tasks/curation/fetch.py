@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import IO
 
 from media.paths import fs_of, is_local, path_of_uri
+from tasks.tables.faults import PassingFault
 
 BLOCK_BYTES = 1 << 20
+REQUEST_BYTES = 8 << 20  # asked of a remote store at once
 ID_DIGITS = 16  # of the source_id, hexadecimal
 
 
@@ -28,7 +30,8 @@ class LocalSource:
 def fetched(uri: str, folder: str) -> LocalSource:
     """The source at ``uri`` on this machine: in its place where it is local, else copied into ``folder``.
 
-    Raises OSError where it cannot be read, and ValueError where it is no regular file.
+    Raises OSError where it cannot be read, PassingFault where less arrived than the store holds, and ValueError where
+    it is no regular file.
     """
     if is_local(uri):
         path = path_of_uri(uri)
@@ -36,8 +39,14 @@ def fetched(uri: str, folder: str) -> LocalSource:
             return LocalSource(path, _hashed(file))
     fs, remote = fs_of(uri)
     path = os.path.join(folder, "source")
-    with fs.open(remote, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as file, open(path, "wb") as copy:
-        return LocalSource(path, _hashed(file, copy))
+    with fs.open(remote, "rb", block_size=REQUEST_BYTES, cache_type="readahead") as file, open(path, "wb") as copy:
+        source = LocalSource(path, _hashed(file, copy))
+        promised = getattr(file, "size", None)
+    received = os.path.getsize(path)
+    if promised is not None and received < promised:
+        # Kept as it is, it would be taken for a file that is truncated where it is stored.
+        raise PassingFault(f"the transfer ended after {received} of {promised} bytes")
+    return source
 
 
 @contextmanager

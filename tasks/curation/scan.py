@@ -93,7 +93,8 @@ def _decoded(source: LocalSource, scratch: str, uri: str, config: ScanConfig) ->
         found: Row = call(decode, arguments, config.limits(os.path.getsize(source.path)))
     except Exception as problem:
         words = in_words(problem).replace(source.path, _file_name(uri)).replace(scratch, "a temporary folder")
-        return _error(f"{_file_name(uri)}: {words}"), not passing(problem)
+        # Under the name of its content is kept only what that content does, not what this machine could not do.
+        return _error(f"{_file_name(uri)}: {words}"), not (passing(problem) or isinstance(problem, OSError))
     return (_error(found["error"]) if found.get("error") else found), True
 
 

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tasks.curation.decode import decode
+
 Row = dict[str, Any]
 
 # The same arguments as ``decode``, so that each can stand in its place.
@@ -40,6 +42,11 @@ def leaves(path: str, folder: str, samples_per_s: float) -> Row:
 
 def fills_the_disk(path: str, folder: str, samples_per_s: float) -> Row:
     raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/samples.parquet")
+
+
+def finds_nothing(path: str, folder: str, samples_per_s: float) -> Row:
+    os.unlink(path)
+    return decode(path, folder, samples_per_s)
 
 
 def breaks(path: str, folder: str, samples_per_s: float) -> Row:

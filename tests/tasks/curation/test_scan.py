@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
 
@@ -312,6 +313,26 @@ def test_a_fault_that_stays_is_an_error_that_is_not_kept(tmp_path, flaky):
     assert not (tmp_path / "out").exists()
     FlakyStore.down = 0
     assert scan_once(flaky, str(tmp_path / "out"), CONFIG)["error"] is None
+
+
+class _Short(BytesIO):
+    size = 1_000_000
+
+
+def test_a_transfer_that_ends_early_is_no_truncated_source(tmp_path, flaky, monkeypatch):
+    half = (tmp_path / "a.mp4").read_bytes()[:1000]
+    monkeypatch.setattr(FlakyStore, "_open", lambda self, path, mode="rb", **options: _Short(half))
+    row, stands = scan_or_fault(flaky, str(tmp_path / "out"), ScanConfig(retry_wait_s=0))
+    assert (row["error"], stands) == ("cannot be read: a.mp4: the transfer ended after 1000 of 1000000 bytes", False)
+
+
+def test_a_file_that_goes_away_before_it_is_decoded_is_no_bad_content(tmp_path, monkeypatch):
+    encode(tmp_path / "a.mp4", ramp(24))
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "b.mp4")
+    with monkeypatch.context() as patched:
+        patched.setattr(scan_module, "decode", hostile_work.finds_nothing)
+        assert not scan_or_fault(str(tmp_path / "a.mp4"), str(tmp_path / "out"), CONFIG)[1]
+    assert scanned(tmp_path / "b.mp4", tmp_path / "out")["error"] is None
 
 
 def test_a_shard_with_a_fault_that_may_pass_is_scanned_again(tmp_path, monkeypatch):
