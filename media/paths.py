@@ -11,7 +11,6 @@ import re
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import filesystem, get_filesystem_class
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -91,9 +90,7 @@ def fs_of(uri: str) -> tuple[Any, str]:
     except ImportError as problem:
         raise UnusablePath(f"{uri!r}: {protocol}:// needs a package that is not installed: {problem}") from problem
     uri = protocol + uri[len(protocol) :]
-    return store(**store._get_kwargs_from_urls(uri)), store._strip_protocol(uri)
-
-
-def uri_of(fs: Any, path: str) -> str:
-    """The URI of ``path`` in ``fs``, as tables name it: what ``fs_of`` takes apart."""
-    return uri_of_path(path) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+    path = store._strip_protocol(uri)
+    if protocol == "memory":  # it takes "::" in a name for a chain, and then leaves the first slash out
+        path = "/" + path.lstrip("/")
+    return store(**store._get_kwargs_from_urls(uri)), path

@@ -1,6 +1,8 @@
 """Input lists: sources named by a table (.csv, .parquet, .jsonl), whose other columns pass through to the manifest."""
 
 import json
+import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of, uri_of
+from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of
 from tasks.tables.checks import PreflightError
 from tasks.tables.folders import local_file
 from tasks.tables.found import PASSED, ROWS_AT_ONCE, Found, Source, table_of, token, version_of
@@ -127,15 +129,14 @@ def _looked_up(column: pa.ChunkedArray, uri: str) -> Iterator[list[Source]]:
     """The listed files, in order, with what their stores say of them, a block at a time."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise PreflightError(f"source {uri!r}: its column of URIs is of type {column.type}, not text")
-    fs, path = fs_of(uri)
-    folder = path.rsplit("/", 1)[0]
     listed_locally = is_local(uri)
+    folder = os.path.dirname(path_of_uri(uri)) if listed_locally else ""
     fresh = set[str]()
 
     def source(name: str) -> Source:
         relative = protocol_of(name) == "file" and not name.startswith(("/", "~/")) and "://" not in name
         if relative and not listed_locally:
-            name = uri_of(fs, f"{folder}/{name}")
+            name = _neighbour(uri, name)
         try:
             if not is_local(name):
                 return _object(name, fresh)
@@ -150,6 +151,12 @@ def _looked_up(column: pa.ChunkedArray, uri: str) -> Iterator[list[Source]]:
             names = column.slice(start, ROWS_AT_ONCE).to_pylist()
             remote = not listed_locally or any("://" in name for name in names)
             yield list(pool.map(source, names) if remote else map(source, names))
+
+
+def _neighbour(uri: str, name: str) -> str:
+    """The URI of the file that lies at the path ``name`` from the folder of the object ``uri``."""
+    protocol, _, path = uri.partition("://")
+    return f"{protocol}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), name))}"
 
 
 def _object(uri: str, fresh: set[str]) -> Source:

@@ -77,9 +77,12 @@ def _refusal(uri: str, holder: dict[str, Any], more: str = "") -> PreflightError
 @contextmanager
 def _flock(uri: str) -> Iterator[Hold]:
     path = fs_of(uri)[1]
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as problem:
+            raise PreflightError(f"output {os.path.dirname(path)!r} cannot be written: {problem}") from problem
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,6 +5,7 @@ listed before it is written, and taken off the list after it is removed: so what
 listed files are ever replaced or removed. Readers of Parquet datasets pass over names that begin with a dot.
 """
 
+import os
 from collections.abc import Iterable
 
 from media.paths import fs_of, is_local
@@ -67,8 +68,13 @@ def _remove_empty_folders(root: str, name: str, gone: str) -> None:
     """Remove the folders that hold nothing now, up to OUT/``name``. Object stores have none."""
     if not is_local(root):
         return
-    fs, folder = fs_of(storage.join(root, name))
+    folder = fs_of(storage.join(root, name))[1]
     parts = gone.split("/")[:-1]
-    while parts and not fs.ls(above := "/".join([folder, *parts])):
-        fs.rmdir(above)
+    while parts:
+        try:
+            os.rmdir("/".join([folder, *parts]))
+        except FileNotFoundError:  # the run that listed the file died before it wrote it
+            pass
+        except OSError:  # something is in it
+            return
         parts.pop()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from media.paths import fs_of, is_local, uri_of
+from media.paths import fs_of, is_local
 from tasks.tables.checks import PreflightError, check_place
 from tasks.tables.folders import local_file, local_files
 from tasks.tables.found import Found, PassedOver, Source, gather, version_of
@@ -46,7 +46,7 @@ def look(source: str) -> Found:
     if extension(path) in LISTS and not fs.isdir(path):
         return read_list(source)
     try:
-        found = gather(_local(path) if is_local(source) else _remote(fs, path))
+        found = gather(_local(path) if is_local(source) else _remote(source, fs, path))
     except OSError as problem:
         raise PreflightError(f"source {source!r} cannot be read: {problem}") from problem
     if not found.sources.num_rows:
@@ -73,14 +73,15 @@ def _local(path: str) -> Iterator[Source | PassedOver]:
         yield local_file(path, is_media)
 
 
-def _remote(fs: Any, path: str) -> Iterator[Source | PassedOver]:
+def _remote(source: str, fs: Any, path: str) -> Iterator[Source | PassedOver]:
     """The objects below ``path``. The listing takes about 2 KB of memory an object; a list of inputs takes less."""
     fs.invalidate_cache()
     found = fs.find(path, detail=True)
     marks = tuple(name.removesuffix(MARK) for name in found if name.endswith(f"/{MARK}") and name != f"{path}/{MARK}")
     for name, info in found.items():
-        uri = uri_of(fs, name)
-        below = name[len(path) :] or name.rsplit("/", 1)[-1]
+        # Spelt as the source is: a filesystem's own spelling can lack the host.
+        below = name[len(path.rstrip("/")) :].lstrip("/")
+        uri = f"{source.rstrip('/')}/{below}" if below else source
         if any(part.startswith(".") for part in below.split("/")):
             yield PassedOver(uri, "hidden files and folders")
         elif marks and name.startswith(marks):

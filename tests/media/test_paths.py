@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of, uri_of, uri_of_path
+from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of, uri_of_path
 
 NAMES = [
     "plain.mp4",
@@ -40,7 +40,6 @@ def test_every_name_that_a_disk_can_hold_goes_through_a_table_and_opens_the_same
     fs, inner = fs_of(uri)
     with fs.open(inner, "rb") as file:
         assert file.read() == os.fsencode(name)
-    assert uri_of(fs, inner) == uri
 
 
 def test_a_name_in_utf_8_stays_a_plain_absolute_path(tmp_path, monkeypatch):
@@ -75,7 +74,7 @@ def test_keys_of_object_stores_are_plain_too(key):
     fs, path = fs_of(f"memory://bucket/{key}")
     fs.pipe_file(path, key.encode())
     assert path.endswith(key)
-    assert fs_of(uri_of(fs, path))[0].cat_file(path) == key.encode()
+    assert fs.find("/bucket") == [path]
     fs.rm(path)
 
 

@@ -71,3 +71,34 @@ def test_while_the_manifest_is_written_no_run_record_says_that_it_is_whole(tmp_p
     with pytest.raises(OSError, match="No space left"):
         manifest.fn([table])
     assert not (tmp_path / "run.json").exists()
+
+
+def test_files_of_others_stay_and_are_named_in_a_warning(tmp_path, caplog):
+    table = write(tmp_path, "buckets", [final(0)])
+    theirs = [tmp_path / "clips" / "theirs.parquet", tmp_path / "manifest" / "aspect=1x1" / "theirs.parquet"]
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"theirs")
+    manifest.fn([table])
+    assert [path.read_bytes() for path in theirs] == [b"theirs", b"theirs"]
+    assert all(str(path) in caplog.text for path in theirs)
+
+
+def test_what_a_run_that_died_while_it_wrote_left_is_removed_by_the_next(tmp_path, monkeypatch):
+    real, calls = module.storage.write_table, []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:  # two files in clips/, one in manifest/
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    old = [write(tmp_path, "buckets", [final(0, aspect=a)], shard=s) for s, a in (("a", "1x1"), ("b", "16x9"))]
+    new = write(tmp_path, "buckets", [final(0, aspect="9x16")], shard="c")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.storage, "write_table", dies)
+        manifest.fn(old)
+    assert len(files(tmp_path / "clips")) == 2 and len(files(tmp_path / "manifest")) == 1
+    manifest.fn([new])
+    assert list(files(tmp_path / "clips")) == ["c.parquet"]
+    assert list(files(tmp_path / "manifest")) == ["aspect=9x16/duration=5/part-00000.parquet"]
