@@ -53,8 +53,8 @@ class Level:
     done: int = 0
     errors: int = 0
     failed: int = 0
-    began_s: float | None = None  # on the monotonic clock: when its first source was done
-    ended_s: float | None = None  # when the task of its last shard had ended
+    began_s: float | None = None  # since the run's first step began: when its first source was done
+    ended_s: float | None = None  # and when the task of its last shard had ended
 
 
 class Display(Protocol):
@@ -106,6 +106,7 @@ class Progress:
         self._read = os.fdopen(handle, "r")
         self._before = os.environ.get(ticks.FILE)
         os.environ[ticks.FILE] = self._path
+        self._began = time.monotonic()
         self._thread.start()
         return self
 
@@ -157,7 +158,7 @@ class Progress:
             for name, task in self._tasks.items():
                 done[task.level] += task.sources if name in self._over else min(self._ticks[name], task.sources)
             running = {task.level for name, task in self._tasks.items() if name not in self._over}
-            now = time.monotonic()
+            now = time.monotonic() - self._began
             for number, level in enumerate(self.levels):
                 level.done = done[number]
                 level.began_s = level.began_s or (now if level.done else None)

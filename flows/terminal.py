@@ -77,11 +77,9 @@ def notes_of(level: Level) -> str:
 
 
 def line_of(name: str, level: Level) -> str:
-    """A finished step in words: ``scan: 8 sources in 12.3 s, 1 error``."""
-    seconds = (level.ended_s or 0.0) - (level.began_s or level.ended_s or 0.0)
-    notes = notes_of(level)
-    plural = "s" if level.sources != 1 else ""
-    return f"{name}: {level.sources:,} source{plural} in {seconds:.1f} s" + (f", {notes}" if notes else "")
+    """A finished step in words: ``scan: 8 sources, 1 error, done after 12.3 s``. The time is that of the run so far."""
+    counts = [f"{level.sources:,} source{'s' if level.sources != 1 else ''}", notes_of(level)]
+    return f"{name}: {', '.join(filter(None, counts))}, done after {level.ended_s or 0.0:.1f} s"
 
 
 @contextmanager
