@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", help="videos, or folders of videos")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    files = [str(found["source_uri"]) for name in options.files for found in find_sources(name)]
+    files = [uri for name in options.files for uri in find_sources(name)["source_uri"].to_pylist()]
     cores = len(os.sched_getaffinity(0))
 
     with ExitStack() as stack:

@@ -33,7 +33,8 @@ from tasks.curation.embed import SIDE, embed
 from tasks.curation.same_film import similarity
 from tasks.curation.scan import scan
 from tasks.tables import storage
-from tasks.tables.sources import VIDEO, extension, find_sources, write_shards
+from tasks.tables.shards import write_shards
+from tasks.tables.sources import VIDEO, extension, find_sources
 from tasks.tables.step import Row, side_by_side
 
 DEFAULT_FOLDER = Path(__file__).parents[2] / "shared" / "media"

@@ -170,7 +170,7 @@ def costs(paths: list[Path], config: ShotConfig, frames: int = 200) -> tuple[flo
                 size = round(frame.width * scale), round(frame.height * scale)
                 small = frame.reformat(*size, "rgb24", interpolation="FAST_BILINEAR").to_ndarray()
                 begun = time.process_time()
-                track.add(frame.time or 0.0, small)
+                track.add(frame.time or 0.0, (frame.time or 0.0) + 1 / 25, 0, small)
                 spent[1] += time.process_time() - begun
                 count += 1
         begun = time.process_time()
@@ -205,7 +205,7 @@ def main() -> None:
         for reel in reels(rng, footage + photograph_takes(rng), args.reels):
             record = FrameTrack()
             for i, frame in enumerate(reel.frames):
-                record.add(i / reel.fps, frame)
+                record.add(i / reel.fps, (i + 1) / reel.fps, 0, frame)
             track = record.flush()
             for name, detect in detectors.items():
                 begun = time.process_time()

@@ -1,7 +1,7 @@
 """``curate-videos SOURCE OUTPUT [options]``: the flow from a shell, with the funnel as a table at its end.
 
-``curate-videos explain OUTPUT CLIP_ID`` prints why a clip was kept or not. A source or output of that name is written
-as ``./explain``.
+``curate-videos explain OUTPUT CLIP_ID`` prints why a clip was kept or not, and ``curate-videos clean OUTPUT`` removes
+results that nothing uses any more. A source of such a name is written as ``./explain``.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 
@@ -25,15 +26,20 @@ from tasks.curation.settings import CurationConfig
 from tasks.curation.verdict import limits
 from tasks.pages.explain import explain
 from tasks.tables import storage
+from tasks.tables.checks import PreflightError
+from tasks.tables.clean import clean
 from tasks.tables.funnel import as_text
 from tasks.tables.guard import words_of
 from tasks.tables.run_record import FailedInPart, NothingKept, counts
-from tasks.tables.sources import PreflightError
 
 STATUSES = """exit status:
   0  the run ended well and keeps clips
   1  it failed, failed in part (some shards did; the others are whole), or keeps no clip
   2  it could not start: no such source, a bad setting, no Prefect server"""
+
+OTHERS = """other commands:
+  curate-videos explain OUTPUT CLIP_ID     why a clip was kept or not
+  curate-videos clean OUTPUT [--dry-run]   remove results that nothing uses any more"""
 
 
 class _ShowSettings(argparse.Action):
@@ -47,7 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="curate-videos",
         description="Curate raw videos into a training manifest.",
-        epilog=f"{STATUSES}\n\nother commands:\n  curate-videos explain OUTPUT CLIP_ID",
+        epilog=f"{STATUSES}\n\n{OTHERS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="folder, bucket or file")
@@ -56,6 +62,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--runner", choices=["threads", "processes", "ray"], default="threads")
     parser.add_argument("--ray-address", metavar="ray://HOST:PORT")
     parser.add_argument("--sources-per-shard", type=int, default=64, metavar="N")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many sources, drawn by their names' hashes")
+    parser.add_argument(
+        "--sample", metavar="1%", help="only such a part of the sources; the end says what all of them would take"
+    )
+    parser.add_argument("--retry-errors", action="store_true", help="make again what ended in an error in earlier runs")
     parser.add_argument("--config", type=Path, metavar="FILE.json", help="settings, or a run.json: those of that run")
     parser.add_argument(
         "--set", action="append", default=[], metavar="STEP.FIELD=VALUE", help="one setting: --set verdict.blur_min=80"
@@ -69,6 +80,15 @@ def parse_explain(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="curate-videos explain", description="Print why a clip was kept or not.")
     parser.add_argument("output", help="what a run wrote into")
     parser.add_argument("what", metavar="CLIP_ID", help="beginning of a clip_id or source_id, or part of a URI")
+    return parser.parse_args(arguments)
+
+
+def parse_clean(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="curate-videos clean", description="Remove results and frames that the last finished run did not use."
+    )
+    parser.add_argument("output", help="what a run wrote into")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     return parser.parse_args(arguments)
 
 
@@ -108,8 +128,11 @@ def run(arguments: list[str]) -> int:
                 options.ray_address,
                 options.sources_per_shard,
                 config,
+                options.limit,
+                options.sample,
+                options.retry_errors,
             )
-    except PreflightError as problem:
+    except (PreflightError, ParameterTypeError) as problem:
         return _say(str(problem), 2)
     except (NothingKept, FailedInPart) as problem:
         status = _say(str(problem), 1)
@@ -123,6 +146,8 @@ def run(arguments: list[str]) -> int:
     print(as_text(counts(record)))
     print(f"\nmanifest  {storage.join(options.output, 'manifest')}")
     print(f"report    {record['report']}")
+    if record.get("estimate"):
+        print(f"\n{record['estimate']}")
     return status
 
 
@@ -140,7 +165,17 @@ def run_explain(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"explain": run_explain}
+def run_clean(arguments: list[str]) -> int:
+    """Remove dead results; returns the exit status: 0, or 2 where there is no finished run, or one is running."""
+    options = parse_clean(arguments)
+    try:
+        print(clean(options.output, options.dry_run))
+    except (OSError, PreflightError) as problem:
+        return _say(str(problem), 2)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"explain": run_explain, "clean": run_clean}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from tasks.tables.sources import PreflightError
+from tasks.tables.checks import PreflightError
 from tasks.tables.step import cores
 
 Runner = Literal["threads", "processes", "ray"]

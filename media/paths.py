@@ -11,6 +11,7 @@ import re
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import filesystem, get_filesystem_class
 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -95,4 +96,4 @@ def fs_of(uri: str) -> tuple[Any, str]:
 
 def uri_of(fs: Any, path: str) -> str:
     """The URI of ``path`` in ``fs``, as tables name it: what ``fs_of`` takes apart."""
-    return uri_of_path(path) if "file" in fs.protocol else str(fs.unstrip_protocol(path))
+    return uri_of_path(path) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))

@@ -29,7 +29,7 @@ class RangeFile(RawIOBase):
         self._fetch, self._size, self._position = fetch, size, 0
 
     @classmethod
-    def of(cls, file: IO[bytes]) -> "RangeFile":
+    def of(cls, file: "IO[bytes] | RangeFile") -> "RangeFile":
         """The ranges of any file that can seek, read under a lock; a RangeFile gives a view of itself."""
         if isinstance(file, RangeFile):
             return file.view()

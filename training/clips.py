@@ -1,27 +1,29 @@
 """A clip's pixels: decoded, cropped, and made to the shape of its bucket.
 
-Only what is trained on is decoded: from the key frame before the clip's start to its last frame. Frames are taken at
-the recipe's rate, each the one that is on screen at that time, so clips of any rate, also a variable one, move at the
-speed they were filmed at. A clip that is longer than its bucket is truncated at its end.
+Files are read as curation reads them (``media``): the stream that a player shows, each picture upright, in square
+pixels and in sRGB, also of high dynamic range. Only what is trained on is decoded: from the key frame before the clip's
+start to its last frame. Frames are taken at the recipe's rate, each the one that is on screen at that time, so clips of
+any rate, also a variable one, move at the speed they were filmed at. A clip that is longer than its bucket is truncated
+at its end.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from math import ceil
+from typing import IO
 
 import av
 import cv2
-import fsspec
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from torch import Tensor
 
+from media.display import Display
+from media.image import is_image, read_image
+from media.paths import fs_of, is_local, path_of_uri
+from media.video import Shown, Video
 from training.buckets import Shape
 from training.manifest import Clip
 
@@ -29,6 +31,7 @@ Image = NDArray[np.uint8]
 
 GRACE = 0.5  # of a frame's time: how much later than asked for a frame may begin, as rates are rounded
 SHORT = 1  # frames, of the recipe's rate, that may be missing at the end: then the last stays on screen
+HEAD = 4096  # bytes that tell an image from a video
 
 
 class ClipError(ValueError):
@@ -44,6 +47,15 @@ class Crop:
     right: float
     bottom: float
 
+    @classmethod
+    def of_clip(cls, clip: Clip) -> "Crop":
+        return cls(
+            clip.crop_x / clip.width,
+            clip.crop_y / clip.height,
+            (clip.crop_x + clip.crop_w) / clip.width,
+            (clip.crop_y + clip.crop_h) / clip.height,
+        )
+
     def of(self, image: Image) -> Image:
         height, width = image.shape[:2]
         return image[
@@ -55,26 +67,17 @@ class Crop:
 def read_clip(clip: Clip, shape: Shape, fps: int) -> Tensor:
     """The clip's first frames, uint8 RGB [frames, height, width, 3], or an image's one.
 
-    ClipError: the source is missing or cannot be decoded, or ends before the clip does.
+    ClipError: the source is missing or cannot be decoded, has frames of another size than the manifest says, breaks
+    off inside the clip, or ends before the clip does.
     """
-    crop = Crop(
-        clip.crop_x / clip.width,
-        clip.crop_y / clip.height,
-        (clip.crop_x + clip.crop_w) / clip.width,
-        (clip.crop_y + clip.crop_h) / clip.height,
-    )
+    crop = Crop.of_clip(clip)
     try:
-        with ExitStack() as stack:
-            container = _opened(clip.source_uri, stack)
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            if not clip.bucket_duration_s:
-                shown = [next(container.decode(stream))]
-            else:
-                shown = list(_at_times(container, stream, clip.start_s, shape.frames, fps))
-            reader = _Upright(stream.sample_aspect_ratio)
-            whole = [cover(crop.of(reader.read(frame)), shape.height, shape.width) for frame in shown]
-    except (av.FFmpegError, OSError, ValueError, StopIteration, IndexError, cv2.error) as problem:
+        with _opened(clip.source_uri) as file:
+            still = is_image(file.read(HEAD))
+            file.seek(0)
+            pictures = _image(file, clip) if still else _video(file, clip, shape, fps)
+            whole = [cover(crop.of(picture), shape.height, shape.width) for picture in pictures]
+    except (av.FFmpegError, OSError, ValueError, cv2.error) as problem:
         words = str(problem) or type(problem).__name__
         raise ClipError(f"clip {clip.clip_id} of {clip.source_uri} cannot be read: {words}") from problem
     missing = shape.frames - len(whole)
@@ -101,45 +104,55 @@ def to_float(frames: Tensor) -> Tensor:
     return (frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1).contiguous()
 
 
-def _opened(uri: str, stack: ExitStack) -> Any:
-    fs, path = url_to_fs(uri)
-    file = path if isinstance(fs, LocalFileSystem) else stack.enter_context(fsspec.open(uri, "rb"))
-    container = stack.enter_context(av.open(file))
-    if not container.streams.video:
-        raise ValueError("no video stream in the file")
-    return container
+def _opened(uri: str) -> IO[bytes]:
+    if is_local(uri):
+        return open(path_of_uri(uri), "rb")
+    fs, path = fs_of(uri)
+    return fs.open(path, "rb")
 
 
-def _at_times(container: Any, stream: Any, start_s: float, count: int, fps: int) -> Iterator[av.VideoFrame]:
-    """For each of ``count`` times from ``start_s`` on, ``1 / fps`` apart, the frame that is then on screen."""
+def _image(file: IO[bytes], clip: Clip) -> Iterator[Image]:
+    image = read_image(file)
+    _check_size(clip, image.shape[1], image.shape[0])
+    yield image
+
+
+def _video(file: IO[bytes], clip: Clip, shape: Shape, fps: int) -> Iterator[Image]:
+    """The clip's frames at the recipe's rate, whole, at most about twice as large as the shape asks for."""
+    with closing(Video(file, threads=0)) as video:
+        display: Display | None = None
+        for shown in _at_times(video, clip.start_s, shape.frames, fps):
+            if display is None or display.stored != (shown.frame.width, shown.frame.height):
+                display = Display.of(shown.frame, video.stream.sample_aspect_ratio)
+                _check_size(clip, display.width, display.height)
+            yield display.picture(shown.frame, _longest(clip, shape))
+
+
+def _check_size(clip: Clip, width: int, height: int) -> None:
+    if (width, height) != (clip.width, clip.height):
+        raise ValueError(f"its pictures are {width} x {height}, and {clip.width} x {clip.height} in the manifest")
+
+
+def _longest(clip: Clip, shape: Shape) -> int:
+    """The longest side at which a frame is read: large enough for its crop to be twice the shape.
+
+    Beyond, reading costs time and is averaged away; below, ``cover`` would have too little to choose from.
+    """
+    scale = max(shape.height / clip.crop_h, shape.width / clip.crop_w)
+    return ceil(2 * scale * max(clip.width, clip.height))
+
+
+def _at_times(video: Video, start_s: float, count: int, fps: int) -> Iterator[Shown]:
+    """For each of ``count`` times from ``start_s`` on, ``1 / fps`` apart, the picture that is then on screen."""
     grace = GRACE / fps
-    container.seek(max(0, int((start_s - grace) / stream.time_base)), stream=stream, backward=True)
     given = 0
-    shown: av.VideoFrame | None = None
-    for frame in container.decode(stream):
-        if frame.time is None:
-            raise ValueError("its frames have no times")
-        while shown is not None and given < count and start_s + given / fps + grace / 2 < frame.time:
+    first: Shown | None = None
+    for shown in video.shown(from_s=start_s - grace):
+        while given < count and start_s + given / fps + grace / 2 < shown.end_s:
+            first = first or shown
+            if shown.segment != first.segment:
+                raise ValueError(f"its video breaks off or changes its size at {shown.time_s:.3f} s, inside the clip")
             yield shown
             given += 1
         if given == count:
             return
-        shown = frame
-    if shown is not None:  # the last frame stays for its time
-        end_s = shown.time + (float(1 / stream.average_rate) if stream.average_rate else 1 / fps)
-        while given < count and start_s + given / fps + grace / 2 < end_s:
-            yield shown
-            given += 1
-
-
-class _Upright:
-    """Decoded frames as RGB pictures with square pixels, turned upright; one scaler for all frames of a stream."""
-
-    def __init__(self, sample_aspect: Fraction | None) -> None:
-        self._aspect = float(sample_aspect or 1)
-        self._scaler = VideoReformatter()
-
-    def read(self, frame: av.VideoFrame) -> Image:
-        width = max(1, round(frame.width * self._aspect))
-        picture = self._scaler.reformat(frame, width, frame.height, "rgb24", interpolation=Interpolation.AREA)
-        return np.rot90(np.asarray(picture.to_ndarray(), np.uint8), round(frame.rotation / 90) % 4)

@@ -83,7 +83,7 @@ class Lineage:
 
 def forget(folder: Path, finished_steps: int) -> None:
     """Remove the records of steps that a resumed run will take again, by one rank before any writes."""
-    for path in (folder / "lineage").glob("steps-*"):
+    for path in (folder / "lineage").glob("*steps-*"):
         if path.suffix != ".parquet" or int(path.name.split("-")[1]) >= finished_steps:  # or what a crash cut off
             path.unlink()
 

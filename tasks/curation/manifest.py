@@ -5,14 +5,15 @@ OUT/manifest/  kept clips only: aspect=16x9/duration=5/part-00000.parquet (hive 
 OUT/run.json   written last, removed first: where it stands, the rest is whole
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import url_to_fs
 
 from tasks.tables import storage
 from tasks.tables.keys import root_of, shard_of
+from tasks.tables.published import announce, publish
 from tasks.tables.run_record import remove_record
 from tasks.tables.step import step_task
 
@@ -34,11 +35,12 @@ def partitions(table: pa.Table) -> Iterator[tuple[Partition, pa.Table]]:
 
 
 def write_manifest(tables: Sequence[str], folder: str) -> set[str]:
-    """Write the manifest of the shards ``tables`` into ``folder``; returns the URIs of its files.
+    """Write the manifest of the shards ``tables`` into ``folder``, OUT/manifest; returns the URIs of its files.
 
     The bytes depend on the kept clips and the order of the shards alone. One shard is in memory at a time, besides
     less than a part of every bucket.
     """
+    root = folder.rsplit("/", 1)[0]
     pending: dict[Partition, list[pa.Table]] = {}
     parts: dict[Partition, int] = {}
     written: set[str] = set()
@@ -47,6 +49,7 @@ def write_manifest(tables: Sequence[str], folder: str) -> set[str]:
         aspect, seconds = bucket
         number = parts.get(bucket, 0)
         uri = storage.join(folder, f"aspect={aspect}", f"duration={seconds}", f"part-{number:05d}.parquet")
+        announce(root, "manifest", [uri])
         storage.write_table(pa.concat_tables(pending.pop(bucket)).combine_chunks(), uri)
         parts[bucket] = number + 1
         written.add(uri)
@@ -61,24 +64,26 @@ def write_manifest(tables: Sequence[str], folder: str) -> set[str]:
     return written
 
 
-def remove_others(folder: str, keep: set[str]) -> None:
-    """Remove the Parquet files of an earlier run that are not in ``keep``."""
-    fs, path = url_to_fs(folder)
-    ours = {url_to_fs(uri)[1] for uri in keep}
-    for found in fs.find(path):
-        if found.endswith(".parquet") and found not in ours:
-            fs.rm(found)
+def publish_all(tables: Sequence[str]) -> tuple[str, list[str]]:
+    """Publish the shards' final tables as OUT/clips and OUT/manifest.
 
-
-@step_task("manifest")
-def manifest(tables: list[str]) -> str:
-    """Publish the shards' final tables as OUT/clips and OUT/manifest; returns the URI of the manifest."""
+    Returns the URI of the manifest, and those of Parquet files beside ours that somebody else put there.
+    """
     root = root_of(tables[0])
     clips, folder = storage.join(root, "clips"), storage.join(root, "manifest")
     remove_record(root)
     published = {storage.join(clips, f"{shard_of(table)}.parquet"): table for table in tables}
+    announce(root, "clips", published)
     for uri, table in published.items():
         storage.write_table(storage.read_table(table), uri)
-    remove_others(clips, set(published))
-    remove_others(folder, write_manifest(tables, folder))
+    foreign = publish(root, "clips", published)
+    return folder, foreign + publish(root, "manifest", write_manifest(tables, folder))
+
+
+@step_task("manifest")
+def manifest(tables: list[str]) -> str:
+    """``publish_all`` as a task; returns the URI of the manifest."""
+    folder, foreign = publish_all(tables)
+    for uri in foreign:
+        logging.getLogger(__name__).warning("%s is not of this run, and is read with its files", uri)
     return folder

@@ -1,211 +1,124 @@
 """Scan: the one decoding pass over a source (report, section 3.1, before everything else).
 
-Every frame goes, small, to the shot track; sparse frames go to the frame store, each with the partner that optical
-flow needs. Times are presentation times as the container stores them, so variable frame rates and streams that do
-not start at zero need no special case downstream.
+Each source is decoded in a process of its own (decode.py, isolated.py), under a limit of time and memory, into a
+folder of this machine; what it wrote goes to OUT, the record ``source.json`` last, so that a record stands for all of
+it. A source is known by its content: the same bytes under another name are not decoded again.
 """
 
-import json
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+import os
+import tempfile
 
-import av
-import cv2
-import fsspec
-import numpy as np
-import pyarrow.parquet as pq
-from av.video.reformatter import Interpolation, VideoReformatter
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
-from tasks.curation.shots import TRACK_SCHEMA, FrameTrack
+from tasks.curation.decode import SAMPLES, TRACK, decode
+from tasks.curation.fetch import LocalSource, fetched
+from tasks.curation.isolated import Limits, call
 from tasks.tables import storage
-from tasks.tables.frame_store import PAIR_GAP_S, SAMPLE_SIDE, FrameStoreWriter, Image, fit
+from tasks.tables.faults import in_words, passing, tried_again
 from tasks.tables.keys import key_of, root_of
 from tasks.tables.rows import narrow
 from tasks.tables.schema import fields_of
 from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
-TRACK_SIDE = 256
-# A stream that ends this much before its header says has lost its tail, not just a few frames.
-TRUNCATED_BELOW = 0.9
+VERSION = 2
 
-VERSION = 1
+COPY_BYTES = 1 << 20
 
 
 class ScanConfig(StepConfig):
+    """``samples_per_s`` decides what is recorded; the rest decides only when to give up, and is in no key."""
+
     samples_per_s: float = Field(2.0, gt=0, le=30, description="Sampled frames per second of video kept in the store")
+    decode_max_s: float = Field(
+        600, gt=0, description="Wall time after which decoding a source is given up, seconds; large files get more"
+    )
+    decode_max_s_per_gb: float = Field(
+        4000, ge=0, description="What is added to that for each gigabyte of the file, seconds"
+    )
+    memory_max_gib: float = Field(4, gt=0, description="Memory that decoding one source may take, GiB")
+    retry_wait_s: float = Field(
+        0.5,
+        ge=0,
+        description="Wait before a source is read again after a fault of network or disk, seconds; doubles twice",
+    )
 
+    def decisive(self) -> "ScanConfig":
+        """This config with all that changes no result at its default: what belongs into a key."""
+        return ScanConfig(samples_per_s=self.samples_per_s)
 
-class BadSource(Exception):
-    """A source that cannot be used; the message says why, in words for the report."""
+    def limits(self, file_bytes: int) -> Limits:
+        return Limits(self.decode_max_s + self.decode_max_s_per_gb * file_bytes / 1e9, self.memory_max_gib)
 
-
-@dataclass(frozen=True)
-class Geometry:
-    """How decoded frames become displayed ones: square pixels, then turned upright."""
-
-    width: int
-    height: int
-    quarter_turns: int  # counter-clockwise
-
-    @classmethod
-    def of(cls, frame: av.VideoFrame, sample_aspect: Fraction | None) -> "Geometry":
-        wide = frame.width * float(sample_aspect or 1)
-        return cls(max(1, round(wide)), frame.height, round(frame.rotation / 90) % 4)
-
-    @property
-    def displayed(self) -> tuple[int, int]:
-        """Width and height as displayed, pixels."""
-        return (self.height, self.width) if self.quarter_turns % 2 else (self.width, self.height)
-
-
-class Picture:
-    """Decoded frames as small upright RGB pictures. One scaler context per size, reused from frame to frame."""
-
-    def __init__(self, geometry: Geometry) -> None:
-        self._geometry = geometry
-        self._track = VideoReformatter()
-        self._sample = VideoReformatter()
-
-    def track(self, frame: av.VideoFrame) -> Image:
-        """Longest side TRACK_SIDE, as decoded: what is compared with its like need not be upright."""
-        width, height = fit(frame.width, frame.height, TRACK_SIDE)
-        small = self._track.reformat(frame, width, height, "rgb24", interpolation=Interpolation.FAST_BILINEAR)
-        return np.asarray(small.to_ndarray(), np.uint8)
-
-    def sample(self, frame: av.VideoFrame) -> Image:
-        """Longest side SAMPLE_SIDE, square pixels, upright."""
-        width, height = fit(self._geometry.width, self._geometry.height, SAMPLE_SIDE)
-        small = self._sample.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA)
-        return np.ascontiguousarray(np.rot90(small.to_ndarray(), self._geometry.quarter_turns))
-
-
-def frames_in_time(container: Any, stream: Any) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames with their presentation times in seconds, strictly increasing.
-
-    A packet that cannot be decoded is passed over, as players do; whether too much is missing, ``check_whole`` says.
-    """
-    last = -np.inf
-    step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue
-        for frame in frames:
-            time_s = frame.time if frame.time is not None else max(last, -step) + step
-            if time_s > last:
-                last = time_s
-                yield time_s, frame
-
-
-def record(frames: Iterator[tuple[float, av.VideoFrame]], stream: Any, config: ScanConfig, folder: str) -> Row:
-    """Write the frame store and the shot track of one source; return what is known of it."""
-    with ExitStack() as stack:
-        store_file = stack.enter_context(storage.writing(storage.join(folder, "samples.parquet")))
-        track_file = stack.enter_context(storage.writing(storage.join(folder, "track.parquet")))
-        store = stack.enter_context(closing(FrameStoreWriter(store_file)))
-        tracks = stack.enter_context(pq.ParquetWriter(track_file, TRACK_SCHEMA, compression="zstd"))
-        track = FrameTrack()
-        picture = geometry = None
-        first_s = last_s = next_sample_s = 0.0
-        waiting: tuple[float, Image] | None = None
-        count = 0
-        for time_s, frame in frames:
-            if picture is None or geometry is None:
-                geometry = Geometry.of(frame, stream.sample_aspect_ratio)
-                picture = Picture(geometry)
-                first_s = next_sample_s = time_s
-            if waiting and time_s >= waiting[0] + PAIR_GAP_S - 0.005:
-                store.add(*waiting, time_s, picture.sample(frame))
-                waiting = None
-            if time_s >= next_sample_s and waiting is None:
-                waiting = time_s, picture.sample(frame)
-                next_sample_s += (1 + int((time_s - next_sample_s) * config.samples_per_s)) / config.samples_per_s
-            track.add(time_s, picture.track(frame))
-            if (block := track.take_block()) is not None:
-                tracks.write_table(block)
-            last_s = time_s
-            count += 1
-        if geometry is None:
-            raise BadSource("no video frame could be decoded")
-        if waiting:
-            store.add(*waiting, None, None)
-        tracks.write_table(track.flush())
-        fps = (count - 1) / (last_s - first_s) if count > 1 else 0.0
-        end_s = last_s + (1 / fps if fps else float(1 / stream.average_rate) if stream.average_rate else 0.0)
-        width, height = geometry.displayed
-        check_whole(stream, count, end_s - first_s)
-        return {
-            "start_s": first_s,
-            "end_s": end_s,
-            "duration_s": end_s - first_s,
-            "fps": fps,
-            "width": width,
-            "height": height,
-        }
-
-
-def check_whole(stream: Any, frames: int, seconds: float) -> None:
-    """Raise BadSource where the file holds clearly less video than its own header promises."""
-    if stream.frames and frames < TRUNCATED_BELOW * stream.frames:
-        raise BadSource(f"truncated: {frames} of {stream.frames} frames could be decoded")
-    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if not stream.frames and seconds < TRUNCATED_BELOW * promised - 1:
-        raise BadSource(f"truncated: {seconds:.1f} of {promised:.1f} s could be decoded")
-
-
-def is_image(container: Any) -> bool:
-    return container.format.name == "image2" or container.format.name.endswith("_pipe")
-
-
-def scan_source(uri: str, folder: str, config: ScanConfig) -> Row:
-    """Decode one source once into ``folder``; return its row, ``error`` set where it is no usable video or image."""
-    fs, path = url_to_fs(uri)
-    size = fs.size(path)
-    row: Row = {"source_uri": uri, "error": None, "rejected_by": [], "bit_rate": None}
-    try:
-        if size == 0:
-            raise BadSource("the file is empty")
-        with ExitStack() as stack:
-            file = path if isinstance(fs, LocalFileSystem) else stack.enter_context(fsspec.open(uri, "rb"))
-            container = stack.enter_context(av.open(file))
-            if not container.streams.video:
-                raise BadSource("no video stream in the file")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # sources are decoded side by side
-            row |= record(frames_in_time(container, stream), stream, config, folder)
-            if is_image(container):
-                row |= {"fps": 0.0, "end_s": row["start_s"], "duration_s": 0.0}
-        row["bit_rate"] = int(size * 8 / (row["duration_s"] or 1))
-    except (BadSource, av.FFmpegError, UnicodeDecodeError, ValueError, cv2.error) as problem:
-        row["error"] = str(problem) if isinstance(problem, BadSource) else f"cannot be decoded: {problem}"
-        row["rejected_by"] = ["error"]
-    return row
+    def waits_s(self) -> list[float]:
+        return [self.retry_wait_s, 2 * self.retry_wait_s, 4 * self.retry_wait_s]
 
 
 def scan_once(uri: str, root: str, config: ScanConfig) -> Row:
-    """``scan_source``, unless the same bytes were scanned before: a source is known by its content, not its name."""
+    """The row of one source; ``error`` is set where it is no usable video or image, or could not be read."""
+    return scan_or_fault(uri, root, config)[0]
+
+
+def scan_or_fault(uri: str, root: str, config: ScanConfig) -> tuple[Row, bool]:
+    """The row of one source, and whether it stands: False where its error may be gone the next time.
+
+    Only OUT's own storage raises (OutputError). A source whose bytes were scanned before is not decoded.
+    """
+    row: Row = {"source_uri": uri, "error": None, "rejected_by": []}
+    with tempfile.TemporaryDirectory(prefix="contentv-scan-") as scratch:
+        try:
+            source = tried_again(lambda: fetched(uri, scratch), config.waits_s())
+        except Exception as problem:
+            return row | _error(f"cannot be read: {_file_name(uri)}: {in_words(problem)}"), not passing(problem)
+        frames_uri = f"frames/{source.source_id}-{key_of(VERSION, config.decisive().model_dump())[:6]}"
+        folder = storage.join(root, frames_uri)
+        record_uri = storage.join(folder, "source.json")
+        if storage.exists(record_uri):
+            found = storage.read_json(record_uri)
+        else:
+            found, stands = _decoded(source, scratch, uri, config)
+            row |= {"source_id": source.source_id, "frames_uri": frames_uri}
+            if not stands:
+                return row | found, False
+            if not found.get("error"):
+                for name in (SAMPLES, TRACK):
+                    _put(os.path.join(scratch, name), storage.join(folder, name))
+            storage.write_json(found, record_uri)
+        return row | found | {"source_id": source.source_id, "frames_uri": frames_uri}, True
+
+
+def _decoded(source: LocalSource, scratch: str, uri: str, config: ScanConfig) -> tuple[Row, bool]:
+    """What decoding says of a source, and whether it stands; what it wrote is in the folder ``scratch``."""
+    arguments = {"path": source.path, "folder": scratch, "samples_per_s": config.samples_per_s}
     try:
-        source_id = storage.content_hash(uri)
-    except OSError as problem:
-        return {"source_uri": uri, "error": f"cannot be read: {problem}", "rejected_by": ["error"]}
-    frames_uri = f"frames/{source_id}-{key_of(VERSION, config.model_dump())[:6]}"
-    folder = storage.join(root, frames_uri)
-    record_uri = storage.join(folder, "source.json")
-    if storage.exists(record_uri):
-        with fsspec.open(record_uri, "r") as file:
-            row: Row = json.load(file)
-    else:
-        row = scan_source(uri, folder, config)
-        with storage.writing(record_uri) as out:
-            out.write(json.dumps(row).encode())
-    return row | {"source_uri": uri, "source_id": source_id, "frames_uri": frames_uri}
+        found: Row = call(decode, arguments, config.limits(os.path.getsize(source.path)))
+    except Exception as problem:
+        words = in_words(problem).replace(source.path, _file_name(uri)).replace(scratch, "a temporary folder")
+        return _error(f"{_file_name(uri)}: {words}"), not passing(problem)
+    return (_error(found["error"]) if found.get("error") else found), True
+
+
+def _error(words: str) -> Row:
+    return {"error": words, "rejected_by": ["error"]}
+
+
+def _file_name(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
+
+
+def _put(path: str, uri: str) -> None:
+    """Copy a local file to OUT, whole or not at all."""
+    with open(path, "rb") as file, storage.writing(uri) as out:
+        while block := file.read(COPY_BYTES):
+            out.write(block)
+
+
+def scan_all(sources: list[Row], root: str, config: ScanConfig) -> Made:
+    """The rows of all sources of a shard; finished where all of them stand."""
+    # The largest first, so that no thread is left alone with one at the end.
+    uris = [source["source_uri"] for source in sorted(sources, key=lambda source: -source["bytes"])]
+    scanned = list(side_by_side(lambda uri: scan_or_fault(uri, root, config), uris))
+    rows = sorted((row for row, _ in scanned), key=lambda row: row["source_uri"])
+    return Made(narrow(rows, fields_of("scan")), all(stands for _, stands in scanned))
 
 
 @step_task("scan")
@@ -213,9 +126,6 @@ def scan(table: str, config: ScanConfig = ScanConfig()) -> str:
     """Decode every source of the shard ``table`` once; returns the URI of the shard's table, one row a source."""
 
     def make() -> Made:
-        # The largest first, so that no thread is left alone with one at the end.
-        listed = sorted(storage.read_table(table).to_pylist(), key=lambda source: -source["bytes"])
-        rows = side_by_side(lambda source: scan_once(source["source_uri"], root_of(table), config), listed)
-        return Made(narrow(sorted(rows, key=lambda row: row["source_uri"]), fields_of("scan")))
+        return scan_all(storage.read_table(table).to_pylist(), root_of(table), config)
 
-    return kept([table], "scan", [VERSION, config], make)
+    return kept([table], "scan", [VERSION, config.decisive()], make)

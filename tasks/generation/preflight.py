@@ -15,8 +15,8 @@ from tasks.generation.generate import GenerationConfig
 from tasks.generation.model import Checkpoint
 from tasks.generation.prompts import Caption, Prompt, read_prompts, requests, write_batches
 from tasks.tables import storage
+from tasks.tables.checks import PreflightError, check_writable
 from tasks.tables.keys import key_of
-from tasks.tables.sources import PreflightError, check_writable
 from tasks.tables.step import side_by_side
 
 

@@ -23,8 +23,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.tables import storage
+from tasks.tables.checks import PreflightError
 from tasks.tables.keys import key_of
-from tasks.tables.sources import PreflightError, extension
+from tasks.tables.sources import extension
 
 Caption = Literal["caption_detailed", "caption_short"]
 

@@ -93,6 +93,12 @@ def _code(problem: BaseException) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def in_words(problem: BaseException) -> str:
+    """What an exception says, or its class where it says nothing; without the number and the path of an OSError."""
+    said = problem.strerror if isinstance(problem, OSError) else None
+    return said or str(problem) or type(problem).__name__
+
+
 def tried_again(work: Callable[[], R], waits_s: Sequence[float]) -> R:
     """What ``work`` returns; after a fault that may pass it is tried again, once after each of ``waits_s`` seconds."""
     for wait_s in waits_s:

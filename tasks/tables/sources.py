@@ -1,116 +1,91 @@
-"""Where curation starts: find the sources, group them into shards, and check first that the run can succeed."""
+"""Where curation starts: the sources that a folder, a bucket, a file or an input list names."""
 
 import os
-import re
-import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
-from tasks.tables import storage
-from tasks.tables.keys import key_of
+from media.paths import fs_of, is_local, uri_of
+from tasks.tables.checks import PreflightError, check_place
+from tasks.tables.folders import local_file, local_files
+from tasks.tables.found import Found, PassedOver, Source, gather, version_of
+from tasks.tables.input_list import LISTS, read_list
+from tasks.tables.owner import MARK
 
 VIDEO = {
-    ".mp4",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".wmv",
-    ".flv",
-    ".3gp",
-    ".ogv",
-    ".gif",
+    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".qt", ".gif"),
+    *(".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"),
+    *(".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".dv", ".divx", ".rm", ".rmvb", ".y4m"),
 }
-IMAGE = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
-Source = dict[str, str | int]
-
-
-class PreflightError(Exception):
-    """The run cannot succeed; the message says what is missing and what brings it."""
+IMAGE = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".heic", ".heif", ".hif", ".avif", ".jp2", ".jxl"),
+}
 
 
-def find_sources(source: str) -> list[Source]:
-    """All videos and images below a folder or bucket (or the one file named), sorted by URI.
+def find_sources(source: str) -> pa.Table:
+    """The table of the sources that ``source`` names: what ``look`` finds, without what it passes over."""
+    return look(source).sources
 
-    Each is ``source_uri``, ``bytes`` and ``version``, a token that changes when the file does. Hidden files, and files
-    whose names end in no known extension, are no sources. Raises PreflightError where there is nothing to read.
+
+def look(source: str) -> Found:
+    """All videos and images below a folder or bucket, the one file named, or what an input list names.
+
+    Of a local folder links are followed, each folder once; hidden files, files whose names end in no known extension,
+    pipes, sockets and devices are passed over, and so is the output of a run. An input list (.csv, .parquet, .jsonl)
+    is taken whole, see ``read_list``. Nothing is opened but the list: what a file holds (as a ``.ts`` that is
+    TypeScript) the scan finds out, so that it has a row with its reason.
+
+    Raises PreflightError where there is nothing to read.
     """
-    fs, path = url_to_fs(source)
+    check_place(source, "source")
+    fs, path = fs_of(source)
     if not fs.exists(path):
         raise PreflightError(f"source {source!r} does not exist")
-    local = isinstance(fs, LocalFileSystem)
-    path = os.path.normpath(path) if local else path
-    found = fs.find(path, detail=True)
-    sources: list[Source] = []
-    for name, info in sorted(found.items()):
-        below = name[len(path) :] or name.rsplit("/", 1)[-1]
-        hidden = any(part.startswith(".") for part in below.split("/"))
-        if not hidden and extension(name) in VIDEO | IMAGE:
-            token = info.get("ETag") or info.get("md5Hash") or str(info.get("mtime") or info.get("LastModified"))
-            uri = name if local else fs.unstrip_protocol(name)
-            sources.append({"source_uri": uri, "bytes": int(info["size"] or 0), "version": str(token)})
-    if not sources:
+    if extension(path) in LISTS and not fs.isdir(path):
+        return read_list(source)
+    try:
+        found = gather(_local(path) if is_local(source) else _remote(fs, path))
+    except OSError as problem:
+        raise PreflightError(f"source {source!r} cannot be read: {problem}") from problem
+    if not found.sources.num_rows:
+        passed = ", ".join(f"{count} {reason}" for reason, count in found.passed_over.most_common()) or "nothing else"
         kinds = " ".join(sorted(VIDEO | IMAGE))
-        raise PreflightError(f"source {source!r} holds no video or image ({len(found)} files; looked for {kinds})")
-    return sources
+        raise PreflightError(f"source {source!r} holds no video or image (there are {passed}; looked for {kinds})")
+    return found
 
 
 def extension(name: str) -> str:
+    """The end of a file's name from the last dot, in lower case: ``.mp4``."""
     return "." + name.rsplit(".", 1)[-1].lower()
 
 
-def shards_of(sources: list[Source], about: int) -> Iterator[list[Source]]:
-    """Group sources into shards of about ``about``, so that a new source changes only the shard it falls into.
-
-    A shard ends where the hash of a URI says so, not at a count: boundaries stay where they are when the library grows.
-    """
-    shard: list[Source] = []
-    for source in sources:
-        shard.append(source)
-        ends_here = int(key_of(source["source_uri"]), 16) % about == 0 and len(shard) > about // 2
-        if ends_here or len(shard) >= 2 * about:
-            yield shard
-            shard = []
-    if shard:
-        yield shard
+def is_media(name: str) -> bool:
+    """Whether the extension is that of a video or an image."""
+    return extension(name) in VIDEO | IMAGE
 
 
-def write_shards(sources: list[Source], root: str, about: int) -> list[str]:
-    """Write the list of each shard's sources; returns their URIs. A shard is called after its first source."""
-    tables: list[str] = []
-    names: set[str] = set()
-    for shard in shards_of(sources, about):
-        stem = str(shard[0]["source_uri"]).rsplit("/", 1)[-1].rsplit(".", 1)[0]
-        name = re.sub(r"\W+", "_", stem)[:24] + (f"_and_{len(shard) - 1}" if len(shard) > 1 else "")
-        if name in names:
-            name += f"_{key_of(shard[0]['source_uri'])[:6]}"
-        names.add(name)
-        uri = storage.join(root, "steps", "sources", f"{name}-{key_of(shard)}.parquet")
-        if not storage.exists(uri):
-            storage.write_table(pa.Table.from_pylist(shard), uri)
-        tables.append(uri)
-    return tables
+def _local(path: str) -> Iterator[Source | PassedOver]:
+    if os.path.isdir(path):
+        yield from local_files(path, is_media)
+    else:
+        yield local_file(path, is_media)
 
 
-def check_writable(root: str) -> None:
-    """Raise PreflightError unless files can be written under ``root``."""
-    probe = storage.join(root, f".probe-{uuid.uuid4().hex[:8]}")
-    try:
-        with storage.writing(probe) as file:
-            file.write(b"\0" * 4096)
-        fs, path = url_to_fs(probe)
-        fs.rm(path)
-    except OSError as problem:
-        raise PreflightError(f"output {root!r} cannot be written: {problem}") from problem
-
-
-def passed_through(listed: pa.Table) -> pa.Table:
-    return listed.select(["source_uri"])
+def _remote(fs: Any, path: str) -> Iterator[Source | PassedOver]:
+    """The objects below ``path``. The listing takes about 2 KB of memory an object; a list of inputs takes less."""
+    fs.invalidate_cache()
+    found = fs.find(path, detail=True)
+    marks = tuple(name.removesuffix(MARK) for name in found if name.endswith(f"/{MARK}") and name != f"{path}/{MARK}")
+    for name, info in found.items():
+        uri = uri_of(fs, name)
+        below = name[len(path) :] or name.rsplit("/", 1)[-1]
+        if any(part.startswith(".") for part in below.split("/")):
+            yield PassedOver(uri, "hidden files and folders")
+        elif marks and name.startswith(marks):
+            yield PassedOver(uri, "files in output folders of a run")
+        elif is_media(name) and info["type"] == "file":
+            yield Source(uri, int(info["size"] or 0), version_of(info))
+        else:
+            yield PassedOver(uri, "files with other extensions")

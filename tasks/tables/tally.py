@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from media.output_error import output_errors
+from media.paths import fs_of
 from tasks.tables import storage
 
 
@@ -37,3 +38,11 @@ def errors_in(table: str) -> int:
             return sum(group.num_rows - known.null_count for group, known in zip(groups, counts, strict=True))
         column = parquet.read(columns=["error"])["error"]
         return len(column) - column.null_count
+
+
+def bytes_below(folder: str) -> int:
+    """The size of all files below a folder, bytes."""
+    with output_errors(folder):
+        fs, path = fs_of(folder)
+        fs.invalidate_cache(path)
+        return sum(int(info["size"] or 0) for info in fs.find(path, detail=True).values())

@@ -17,9 +17,9 @@ from benchmarks.sample_truth import facts
 from flows.cli import main
 from flows.curate_videos import CurationConfig, curate_videos
 from tasks.tables import storage
+from tasks.tables.checks import PreflightError
 from tasks.tables.run_record import NothingKept
 from tasks.tables.schema import COLUMNS
-from tasks.tables.sources import PreflightError
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from models.video_file import read_generation_metadata
 from tasks.generation.generate import VIDEOS, GenerationConfig, OutOfMemory
 from tasks.generation.record import NothingGenerated
 from tasks.tables import storage
-from tasks.tables.sources import PreflightError
+from tasks.tables.checks import PreflightError
 from tests.models.tiny_text_to_video import write_lite
 
 CONFIG = GenerationConfig(frames=5, height=32, width=48, steps=2, codec="lite", text="lite", dtype="float32")

@@ -59,7 +59,7 @@ def test_a_file_that_a_crash_left_without_its_name_does_not_count(plan: BatchPla
     record(plan, tmp_path, range(3))
     whole = read_lineage(tmp_path)
     (written, *_) = (tmp_path / "lineage").iterdir()
-    left = written.with_name(f"{written.name}.0a1b2c3d.partial")
+    left = written.with_name(f".{written.name}.0a1b2c3d.partial")
     left.write_bytes(written.read_bytes())
     assert read_lineage(tmp_path) == whole
     forget(tmp_path, 3)

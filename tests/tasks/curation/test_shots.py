@@ -1,5 +1,6 @@
 """Shots on small synthetic scenes: smooth random textures that a camera moves over."""
 
+import itertools
 from pathlib import Path
 
 import av
@@ -8,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
+from scenedetect import FrameTimecode, StatsManager
+from scenedetect.detectors import ContentDetector
 
 from tasks.curation import shots
 from tasks.curation.shots import (
@@ -32,10 +35,16 @@ def scene(seed: int, frames: int, speed: float = 0.3) -> Frames:
     return np.stack([texture[:, int(speed * t) : int(speed * t) + WIDTH] for t in range(frames)])
 
 
-def track_of(frames: Frames, times: NDArray[np.float64] | None = None) -> pa.Table:
+def track_of(
+    frames: Frames | list[Frames], times: NDArray[np.float64] | None = None, segments: NDArray[np.int64] | None = None
+) -> pa.Table:
     track = FrameTrack()
-    for time_s, image in zip(np.arange(len(frames)) / 25 if times is None else times, frames, strict=True):
-        track.add(float(time_s), image.astype(np.uint8))
+    times = np.arange(len(frames)) / 25 if times is None else times
+    ends = np.append(times[1:], times[-1] + 1 / 25)
+    segments = np.zeros(len(frames), np.int64) if segments is None else segments
+    ends[:-1] = np.where(np.diff(segments), times[:-1] + 1 / 25, ends[:-1])
+    for time_s, end_s, segment, image in zip(times, ends, segments, frames, strict=True):
+        track.add(float(time_s), float(end_s), int(segment), image.astype(np.uint8))
     return track.flush()
 
 
@@ -56,7 +65,7 @@ def test_a_cut_parts_two_shots_at_its_first_new_frame() -> None:
     found = detect_shots(track_of(np.concatenate([scene(1, 50), scene(2, 40)]), times), ShotConfig())
     assert [s.start_s for s in found] == [times[0], times[50]]
     assert found[0].end_s == times[50]
-    assert found[1].end_s == pytest.approx(times[-1] + 1 / 24)
+    assert found[1].end_s == pytest.approx(times[-1] + 1 / 25)
 
 
 @pytest.mark.parametrize("kind", ["dissolve", "fade", "wipe"])
@@ -111,7 +120,7 @@ def test_a_track_is_handed_out_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(shots, "FRAMES_PER_BLOCK", 3)
     track, blocks = FrameTrack(), []
     for t in range(7):
-        track.add(t / 25, np.full((HEIGHT, WIDTH, 3), t, np.uint8))
+        track.add(t / 25, (t + 1) / 25, 0, np.full((HEIGHT, WIDTH, 3), t, np.uint8))
         blocks.append(track.take_block())
     assert [len(b) for b in blocks if b is not None] == [3, 3]
     assert track.flush()["time_s"].to_pylist() == [6 / 25]
@@ -120,16 +129,108 @@ def test_a_track_is_handed_out_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_tracks_of_one_frame_and_of_none() -> None:
     assert detect_shots(TRACK_SCHEMA.empty_table(), ShotConfig()) == []
     assert detect_shots([], ShotConfig()) == []
-    assert detect_shots(track_of(scene(1, 1)), ShotConfig()) == []
+    assert detect_shots(track_of(scene(1, 1)), ShotConfig()) == [Shot(0.0, 1 / 25)]
+
+
+def test_the_content_value_is_that_of_pyscenedetect() -> None:
+    small = np.random.default_rng(0).integers(0, 255, (40, HEIGHT // 4, WIDTH // 4, 3), np.uint8)
+    detector, expected = ContentDetector(), []
+    detector.stats_manager = StatsManager()
+    for i, image in enumerate(small):
+        detector.process_frame(FrameTimecode(i, 25.0), np.ascontiguousarray(image[..., ::-1]))
+        expected.append(detector.stats_manager.get_metrics(FrameTimecode(i, 25.0), ["content_val"])[0] or 0.0)
+    track = track_of(small.repeat(4, 1).repeat(4, 2))  # the track looks at means of 4x4 pixels
+    assert track["content_val"].to_pylist() == pytest.approx(expected)
+    assert min(expected[1:]) > 50
+
+
+def test_a_segment_ends_a_shot_and_no_transition_reaches_over_it() -> None:
+    frames = joined("dissolve")
+    assert len(detect_transitions(track_of(frames), ShotConfig())[1]) == 1  # about where the hole will be
+    times = np.arange(len(frames)) / 25
+    segments = (np.arange(len(frames)) >= 72).astype(int)
+    track = track_of(frames, times + 20 * segments, segments)
+    for batches in (track, track.to_batches(max_chunksize=50)):
+        found, transitions = detect_transitions(batches, ShotConfig())
+        assert {shot.segment for shot in found} == {0, 1}
+        for part in (*found, *transitions):
+            assert part.end_s < 72 / 25 + 1e-6 or part.start_s > 20 + 72 / 25 - 1e-6
+        assert found[-1].end_s == pytest.approx(20 + len(frames) / 25)
+
+
+def test_a_shot_ends_with_its_last_frame_also_before_a_hole() -> None:
+    track = FrameTrack()
+    for i in range(50):
+        segment, within = divmod(i, 25)
+        start_s = 60.0 * segment + within / 25
+        track.add(start_s, start_s + (2.5 if i == 49 else 1 / 25), segment, np.full((8, 8, 3), i, np.uint8))
+    assert detect_shots(track.flush(), ShotConfig()) == [
+        Shot(0.0, pytest.approx(1.0), 0),
+        Shot(60.0, pytest.approx(63.46), 1),
+    ]
+
+
+def test_frames_may_change_their_size_with_the_segment() -> None:
+    small, large = scene(1, 30)[:, :, :96], scene(2, 30)
+    track = track_of([*small, *large], np.arange(60) / 25, np.repeat([0, 1], 30))
+    assert track["content_val"].to_pylist()[30] == 0
+    assert [(s.start_s, s.segment) for s in detect_shots(track, ShotConfig())] == [(0.0, 0), (pytest.approx(1.2), 1)]
+
+
+def test_a_segment_that_is_longer_than_a_block_keeps_its_shots(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = np.concatenate([joined("wipe"), joined("dissolve"), joined("fade")])
+    segments = (np.arange(len(frames)) >= 2 * len(frames) // 3).astype(int)
+    track = track_of(frames, np.arange(len(frames)) / 25 + 20 * segments, segments)
+    whole = detect_transitions(track, ShotConfig())
+    monkeypatch.setattr(shots, "FRAMES_PER_BLOCK", 200)
+    assert detect_transitions(track.to_batches(max_chunksize=37), ShotConfig()) == whole
+    assert {shot.segment for shot in whole[0]} == {0, 1}
 
 
 @pytest.mark.parametrize(("length", "clips"), [(2.0, 1), (3.0, 1), (6.0, 1), (6.1, 2), (12.0, 2), (13.0, 3)])
 def test_a_shot_is_split_into_the_fewest_equal_clips(length: float, clips: int) -> None:
-    spans = split_shot(Shot(10.0, 10.0 + length))
+    times = 10 + np.arange(0, length, 1 / 100)
+    spans = split_shot(Shot(10.0, 10.0 + length), times)
     assert len(spans) == clips
     assert spans[0][0] == 10.0
     assert spans[-1][1] == 10.0 + length
-    assert np.ptp([b - a for a, b in spans]) < 1e-9
+    assert np.ptp([b - a for a, b in spans]) <= 0.0101
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_clips_begin_where_frames_do_and_keep_within_their_lengths(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    times = 5 + np.cumsum(rng.choice([1 / 60, 1 / 30, 0.1, 0.45], int(rng.integers(30, 400)), p=[0.3, 0.4, 0.2, 0.1]))
+    shot = Shot(float(times[0]), float(times[-1]) + 0.04)
+    spans = split_shot(shot, times)
+    assert spans[0][0] == shot.start_s
+    assert spans[-1][1] == shot.end_s
+    assert all(a == b for (_, a), (b, _) in itertools.pairwise(spans))
+    assert set(start for start, _ in spans) <= set(times.tolist())
+    if shot.end_s - shot.start_s >= 7:
+        assert all(3 - 1e-3 <= end - start <= 6 + 1e-3 for start, end in spans)
+
+
+def test_where_the_even_split_has_no_frame_another_one_is_found() -> None:
+    # 12 s make two clips of 6 s only with a frame at 6 s exactly; without it, three.
+    times = np.delete(np.arange(0, 12, 1 / 25), 150)
+    assert [round(b - a, 2) for a, b in split_shot(Shot(0.0, 12.0), times)] == [4.0, 4.0, 4.0]
+    # Held for two seconds, from 2 to 4 and from 5 to 7: the nearest to the middle would leave too long a rest.
+    assert split_shot(Shot(0.0, 11.0), np.array([0.0, 1, 2, 4, 5, 7, 8, 9, 10])) == [(0.0, 5.0), (5.0, 11.0)]
+
+
+def test_a_picture_that_stands_for_long_makes_a_long_clip() -> None:
+    times = np.append(np.arange(0, 4, 1 / 25), 4.0)
+    spans = split_shot(Shot(0.0, 14.0), times)
+    assert spans[-1][1] == 14.0
+    assert set(start for start, _ in spans) <= set(times.tolist())
+
+
+def test_a_shot_of_an_hour_is_split_as_well() -> None:
+    times = np.arange(0, 3600, 1001 / 30000)
+    spans = split_shot(Shot(0.0, 3600.0), times)
+    assert len(spans) == 603  # 179 frames, a little less than 6 s, are the most that fit
+    assert all(3 <= b - a <= 6 + 1e-3 for a, b in spans)
 
 
 def recorded(path: Path) -> pa.Table:
@@ -138,7 +239,12 @@ def recorded(path: Path) -> pa.Table:
         for frame in container.decode(video=0):
             scale = 256 / max(frame.width, frame.height)
             size = round(frame.width * scale), round(frame.height * scale)
-            track.add(frame.time, frame.reformat(*size, "rgb24", interpolation="FAST_BILINEAR").to_ndarray())
+            track.add(
+                frame.time,
+                frame.time + 0.04,
+                0,
+                frame.reformat(*size, "rgb24", interpolation="FAST_BILINEAR").to_ndarray(),
+            )
     return track.flush()
 
 

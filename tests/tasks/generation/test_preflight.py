@@ -5,7 +5,7 @@ import pytest
 from tasks.generation.generate import GenerationConfig
 from tasks.generation.preflight import check_devices, find_checkpoint, find_prompts
 from tasks.generation.prompts import Prompt
-from tasks.tables.sources import PreflightError
+from tasks.tables.checks import PreflightError
 from tests.models.tiny_text_to_video import write_image_model, write_lite
 
 LITE = GenerationConfig(codec="lite", text="lite")

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.generation.prompts import Prompt, read_prompts, requests, slug, video_name, write_batches
 from tasks.tables import storage
-from tasks.tables.sources import PreflightError
+from tasks.tables.checks import PreflightError
 from tests.tasks.rows import clip, write
 
 
