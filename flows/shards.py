@@ -6,33 +6,51 @@ from typing import Any
 from prefect import Task
 from prefect.futures import PrefectFuture, wait
 
+from flows.task_runners import resources
 from tasks.tables.guard import words_of
 from tasks.tables.keys import shard_of
 from tasks.tables.run_record import Failure
+from tasks.tables.tally import ShardSize
 
-Watch = Callable[[str, Sequence[PrefectFuture[Any]]], None]
+Watch = Callable[[str, Sequence[PrefectFuture[Any]], Sequence[int]], None]
 
 
 class Shards:
     """Submits tasks for every shard, and keeps account of what failed.
 
-    ``watch`` is told of each level: the step's name, and a future for every shard.
+    ``watch`` is told of each level: the step's name, a future for every shard, and how many sources each has.
+    ``sizes`` are those of the shards ``listed``: the largest is submitted first, so that no core is left alone with it
+    at the end. What is returned keeps the listed order.
     """
 
-    def __init__(self, listed: Sequence[str], watch: Watch) -> None:
+    def __init__(self, listed: Sequence[str], sizes: Sequence[ShardSize], watch: Watch) -> None:
         self.failures: list[Failure] = []
         self._names = [shard_of(table) for table in listed]
+        self._sizes = dict(zip(self._names, sizes, strict=True))
         self._futures: dict[str, list[tuple[str, PrefectFuture[Any]]]] = {name: [] for name in self._names}
         self._watch = watch
 
-    def run(self, step: Task[..., Any], *columns: Sequence[Any], **settings: Any) -> list[PrefectFuture[Any]]:
+    def run(
+        self, step: Task[..., Any], *columns: Sequence[Any], accelerator: bool = False, **settings: Any
+    ) -> list[PrefectFuture[Any]]:
         """Submit ``step`` once for every shard, with its values of the ``columns`` (futures, too) and the same
-        ``settings``; returns the futures. Nothing is waited for."""
-        futures = [step.submit(*values, **settings) for values in zip(*columns, strict=True)]
-        for name, future in zip(self._names, futures, strict=True):
-            self._futures[name].append((step.name, future))
-        self._watch(step.name, futures)
+        ``settings``; returns the futures. Nothing is waited for. ``accelerator``: the task wants one."""
+        rows = dict(zip(self._names, zip(*columns, strict=True), strict=True))
+        submitted: dict[str, PrefectFuture[Any]] = {}
+        with resources(accelerator):
+            for name in sorted(self._names, key=lambda name: -self._sizes[name].bytes):
+                submitted[name] = step.submit(*rows[name], **settings)
+                self._futures[name].append((step.name, submitted[name]))
+        futures = [submitted[name] for name in self._names]
+        self._watch(step.name, futures, [self._sizes[name].sources for name in self._names])
         return futures
+
+    def run_whole(self, step: Task[..., Any], *values: Any) -> PrefectFuture[Any]:
+        """Submit ``step`` once, for all shards together; returns its future."""
+        with resources():
+            future = step.submit(*values)
+        self._watch(step.name, [future], [sum(self._sizes[name].sources for name in self._names)])
+        return future
 
     def ended(self, *columns: Sequence[Any]) -> list[list[Any]]:
         """Wait for columns of futures; returns their results, for the shards that have not failed.

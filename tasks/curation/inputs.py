@@ -7,9 +7,10 @@ from tasks.curation.space import check_space
 from tasks.tables.checks import check_place, check_writable
 from tasks.tables.found import total_bytes
 from tasks.tables.owner import check_owner
-from tasks.tables.sample import take_part
+from tasks.tables.sample import estimate, take_part
 from tasks.tables.shards import check_passed, write_passthrough, write_shards
 from tasks.tables.sources import look
+from tasks.tables.tally import bytes_below
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,11 @@ def inputs_of(
         (found.sources.num_rows, total_bytes(found.sources)),
         notes,
     )
+
+
+def estimate_of(inputs: Inputs, seconds: float, output: str) -> str | None:
+    """What a run over all sources would take, from one over a part that took ``seconds``; None: it took all.
+
+    The disk is what lies in ``output`` now, so the sentence is right where the run began with an empty one.
+    """
+    return None if inputs.taken == inputs.whole else estimate(inputs.taken, inputs.whole, seconds, bytes_below(output))

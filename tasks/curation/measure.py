@@ -26,6 +26,11 @@ def pieces(config: StepConfig, own: Sequence[OwnFilter]) -> list[list[str]]:
     return [[each.name for each in piece] for piece in in_order(chosen(config, own))]
 
 
+def on_accelerator(names: Sequence[str], config: StepConfig, own: Sequence[OwnFilter]) -> bool:
+    """Whether one of the scores ``names`` is measured on an accelerator."""
+    return any(each.scorer().device == "accelerator" for each in chosen(config, own) if each.name in names)
+
+
 @step_task("measure")
 def measure(tables: list[str], names: list[str], config: StepConfig, own: list[OwnFilter]) -> list[str]:
     """Measure the scores ``names`` on every live clip of a shard; returns ``tables`` and one more for each score."""

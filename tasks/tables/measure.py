@@ -25,6 +25,7 @@ from tasks.tables.keys import folder_of, result_uri, root_of
 from tasks.tables.rows import joined, narrow
 from tasks.tables.score import Score, Scorer
 from tasks.tables.step import Made, Row, StepConfig, cores, kept
+from tasks.tables.ticks import ticker
 
 PART_S = 60.0  # what was measured is written down this often
 LONG = 16  # clips: those of a longer source are measured side by side
@@ -170,6 +171,7 @@ class _Work:
         self.found: dict[str, dict[str, Row]] = {each.name: self.parts[each.name].read() for each in chosen}
         self.faults: dict[str, Faults] = {each.name: Faults() for each in chosen}
         self.seconds: dict[str, list[float]] = {each.name: [] for each in chosen}
+        self._tick = ticker()
 
     def run(self) -> None:
         groups = by_source([row for row in self.rows if is_live(row)])
@@ -204,6 +206,7 @@ class _Work:
                     for row in rows:
                         self._score(each, [row], store)
         self._write_parts()
+        self._tick()
 
     def _score(self, each: Chosen, rows: list[Row], store: FrameStore) -> None:
         """One unit of work on the CPU: a clip, or all clips of a source."""

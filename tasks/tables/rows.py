@@ -74,5 +74,7 @@ def _add(row: Row, more: Row | None, names: Iterable[str]) -> None:
         if name not in ("error", "rejected_by") and (more.get(name) is not None or name not in row):
             row[name] = more.get(name)
     row["error"] = row["error"] or more.get("error")
-    reasons: list[Any] = [*(more.get("rejected_by") or []), *(["error"] if more.get("error") else [])]
+    reasons: dict[Any, None] = dict.fromkeys(
+        [*(more.get("rejected_by") or []), *(["error"] if more.get("error") else [])]
+    )
     row["rejected_by"] += [reason for reason in reasons if reason not in row["rejected_by"]]

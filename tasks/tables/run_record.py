@@ -102,11 +102,13 @@ def write_run_record(
     allowed: Sequence[Limit],
     report: str,
     failures: Sequence[Failure] = (),
+    estimate: str | None = None,
 ) -> list[Stage]:
     """Write OUT/run.json, the sign that OUT is whole; returns the funnel that is in it.
 
     ``finals`` are the wide tables of the shards, ``tables`` all tables that the run read or wrote: they are listed in
-    OUT/steps/used.json, for whoever removes what is no longer used.
+    OUT/steps/used.json, for whoever removes what is no longer used. ``estimate`` says of a run over a part of the
+    sources what all of them would take.
     """
     stages = funnel(finals, [limit.reason for limit in allowed])
     relative = sorted(table.removeprefix(output.rstrip("/") + "/") for table in tables)
@@ -122,6 +124,8 @@ def write_run_record(
         "seconds": seconds_by_step(tables),
         "report": report,
     }
+    if estimate:
+        record["estimate"] = estimate
     storage.write_json(record, storage.join(output, "run.json"), indent=2)
     return stages
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.tables import storage
 from tasks.tables.faults import passing
 from tasks.tables.keys import result_uri, shard_of, unfinished
+from tasks.tables.ticks import ticker
 
 R = TypeVar("R")
 Row = dict[str, Any]
@@ -74,9 +75,16 @@ def cores() -> int:
 
 
 def side_by_side(work: Callable[[Any], R], items: Sequence[Any]) -> Iterator[R]:
-    """``map`` over threads, one a core that this process may use; results in order."""
+    """``map`` over threads, one a core that this process may use; results in order. Each item done is a tick."""
+    tick = ticker()
+
+    def work_and_tick(item: Any) -> R:
+        result = work(item)
+        tick()
+        return result
+
     with ThreadPoolExecutor(cores()) as pool:
-        yield from pool.map(work, items)
+        yield from pool.map(work_and_tick, items)
 
 
 def step_task(name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
