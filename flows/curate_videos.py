@@ -7,7 +7,7 @@ Each step is one file in tasks/curation/. Between the two barriers (dedup source
 way: a step takes the list of its shard's tables, and returns it with one more.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from prefect import flow
 
@@ -67,7 +67,7 @@ def curate_videos(
         tables = shards.run(verdict, tables, config=config.verdict, own=plan.filters)
         tables = shards.run(caption, tables)
         tables = shards.run(buckets, tables)
-        finals = shards.run(clips, tables, listed, own=plan.filters)
+        finals: list[Any] = shards.run(clips, tables, listed, own=plan.filters)
         listed, embedded, used, finals = shards.ended(listed, embedded, tables, finals)
         dataset, page = manifest.submit(finals), report.submit(finals, allowed)
         folder, written = dataset.result(), page.result()

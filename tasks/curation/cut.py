@@ -6,10 +6,9 @@ clips of 3 to 6 s; the frames of a gradual transition belong to none. A shot too
 
 from collections.abc import Sequence
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.curation.shots import Shot, ShotConfig, Transition, detect_transitions, split_shot
 from tasks.curation.views import moved_view
@@ -30,6 +29,12 @@ class CutConfig(StepConfig):
     clip_max_s: float = Field(
         6.0, gt=0, description="Longer shots are split evenly into clips of at most this, seconds"
     )
+
+    @model_validator(mode="after")
+    def _some_clip_is_possible(self) -> "CutConfig":
+        if self.clip_max_s < self.clip_min_s:
+            raise ValueError(f"clip_max_s ({self.clip_max_s:g} s) is less than clip_min_s ({self.clip_min_s:g} s)")
+        return self
 
 
 def clip_row(source: Row, start_s: float, end_s: float) -> Row:
@@ -72,7 +77,7 @@ def clips_of(source: Row, root: str, config: CutConfig) -> list[Row]:
     if not source["fps"] and not source["duration_s"]:
         return [clip_row(source, source["start_s"], source["start_s"])]
     folder = storage.join(root, source["frames_uri"])
-    with fsspec.open(storage.join(folder, "track.parquet"), "rb") as file:
+    with storage.open_read(storage.join(folder, "track.parquet")) as file:
         shots, transitions = detect_transitions(pq.ParquetFile(file).iter_batches(), config.shots)
     with open_frames(storage.join(folder, "samples.parquet")) as store:
         shots = join_over(pans_among(transitions, store), shots)

@@ -22,9 +22,9 @@ from tasks.curation.text import (
     pack,
     score,
 )
+from tasks.tables.clip import Clip
 from tasks.tables.crop import Box, covered, crop_of
 from tasks.tables.frame_store import FrameStore, FrameStoreWriter, Image
-from tasks.tables.step import Clip
 
 WIDTH, HEIGHT = 480, 270
 FRAME = Box(0, 0, WIDTH, HEIGHT)
