@@ -33,6 +33,7 @@ from tasks.curation.embed import SIDE, embed
 from tasks.curation.same_film import similarity
 from tasks.curation.scan import scan
 from tasks.tables import storage
+from tasks.tables.rows import joined
 from tasks.tables.shards import write_shards
 from tasks.tables.sources import VIDEO, extension, find_sources
 from tasks.tables.step import Row, side_by_side
@@ -165,11 +166,13 @@ def write_files(folder: Path, originals: Iterator[tuple[str, Video]]) -> None:
 
 def curate(files: Path, out: str) -> tuple[list[Row], list[Row]]:
     """Rows of all files after ``embed`` and after ``dedup sources``."""
-    tables = [embed.fn(scan.fn(table)) for table in write_shards(find_sources(str(files)), out, 64)]
-    results = dedup_sources.fn(tables)
-    return tuple(
-        [row for table in group for row in storage.read_table(table).to_pylist()] for group in (tables, results)
-    )
+    scanned = [scan.fn(table) for table in write_shards(find_sources(str(files)), out, 64)]
+    embedded = [embed.fn(table) for table in scanned]
+    results = dedup_sources.fn(scanned, embedded)
+    read = [storage.read_table(table).to_pylist() for table in embedded]
+    known = [{row["source_uri"]: row for row in joined([table])} for table in scanned]
+    both = [known[i][row["source_uri"]] | row for i, rows in enumerate(read) for row in rows]
+    return both, [row for pair in zip(scanned, results, strict=True) for row in joined(pair)]
 
 
 def original_of(row: Row) -> tuple[str, str]:

@@ -28,9 +28,10 @@ from tasks.curation.cut import clip_row
 from tasks.curation.overlays import OverlayConfig, score_source
 from tasks.curation.scan import ScanConfig, scan_source
 from tasks.curation.text import TextConfig, score
+from tasks.tables.clip import Clip
 from tasks.tables.crop import Box, covered, crop_of, cut_out
 from tasks.tables.frame_store import open_frames
-from tasks.tables.step import Clip, Row
+from tasks.tables.step import Row
 
 Frame = NDArray[np.uint8]
 Draw = Callable[[Frame, float], Frame]
@@ -193,7 +194,8 @@ def scored(path: Path, folder: Path) -> list[Row]:
             row["decode_ms"] = decode_ms * row["duration_s"] * row["fps"]
         started = time.thread_time()
         images = [frame.image for frame in store.frames(-np.inf, np.inf, OverlayConfig().samples)]
-        score_source(rows, images, OverlayConfig())
+        for row, found in zip(rows, score_source(rows, images, OverlayConfig()), strict=True):
+            row |= found
         for row in rows:
             row["overlays_ms"] = (time.thread_time() - started) * 1000 / len(rows)
     return rows

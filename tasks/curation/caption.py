@@ -22,33 +22,42 @@ from tasks.tables.schema import field_of, fields_of
 from tasks.tables.step import Made, Row, kept, side_by_side, step_task
 
 LITE = "template-lite"
-VERSION = 2
+VERSION = 3
 CAPTION = ("caption_short", "caption_detailed", "caption_model")
 STORED = [pa.field("key", pa.string()), *(field_of(name) for name in CAPTION)]
 
 
-def amount(speed: float, still: float, fast: float) -> str:
+def amount(speed: float | None, still: float, fast: float) -> str:
     """``speed`` in words; the bounds are in frame diagonals per second."""
+    if speed is None:
+        return "unmeasured"
     return "no" if speed < still else "slow" if speed < fast else "fast"
 
 
 def describe(row: Row) -> Row:
-    """Template captions of a clip from its measured scores."""
+    """Template captions of a clip from its measured scores; of what was not measured they say nothing."""
     width, height = row["crop_w"], row["crop_h"]
     shape = "landscape" if width > 1.1 * height else "portrait" if height > 1.1 * width else "square"
     if not row["duration_s"]:
         short = f"A {shape} photograph."
-        detailed = f"{short} {width} by {height} pixels, aesthetic score {row['aesthetic']:.1f}."
+        detailed = f"{short} {width} by {height} pixels{_scored(', aesthetic score', row['aesthetic'], 1)}."
     else:
         camera = amount(row["motion_bg"], still=0.005, fast=0.15)
         subject = amount(row["motion_fg"], still=0.01, fast=0.15)
         short = f"A {shape} video with {camera} camera movement and {subject} subject movement."
-        detailed = (
-            f"{short} It lasts {row['duration_s']:.1f} seconds at {row['fps']:.0f} frames per second, "
-            f"{width} by {height} pixels. The background moves {row['motion_bg']:.3f} and the foreground "
-            f"{row['motion_fg']:.3f} frame diagonals per second; aesthetic score {row['aesthetic']:.1f}."
-        )
+        rate = "" if row["fps"] is None else f" at {row['fps']:.0f} frames per second"
+        detailed = f"{short} It lasts {row['duration_s']:.1f} seconds{rate}, {width} by {height} pixels"
+        if row["motion_bg"] is not None and row["motion_fg"] is not None:
+            detailed += (
+                f". The background moves {row['motion_bg']:.3f} and the foreground {row['motion_fg']:.3f} "
+                "frame diagonals per second"
+            )
+        detailed += f"{_scored('; aesthetic score', row['aesthetic'], 1)}."
     return {"caption_short": short, "caption_detailed": detailed, "caption_model": LITE}
+
+
+def _scored(words: str, value: float | None, digits: int) -> str:
+    return "" if value is None else f"{words} {value:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,9 @@ class Captioner:
     describe: Callable[[Row], Row]
 
     def key(self, row: Row) -> str:
-        """What a caption of ``row`` depends on."""
-        crop = [row[name] for name in ("clip_id", "crop_x", "crop_y", "crop_w", "crop_h")]
-        return key_of(self.model, VERSION, crop, [row[name] for name in self.reads])
+        """What a caption of ``row`` depends on: which pictures, how they are cropped, and who says what of them."""
+        seen = [row[name] for name in ("clip_id", "frames_uri", "crop_x", "crop_y", "crop_w", "crop_h")]
+        return key_of(self.model, VERSION, seen, [row[name] for name in self.reads])
 
 
 TEMPLATE = Captioner(LITE, ("width", "height", "duration_s", "fps", "motion_bg", "motion_fg", "aesthetic"), describe)
@@ -76,16 +85,15 @@ def captions_of(root: str, rows: Sequence[Row], captioner: Captioner, faults: Fa
     found: dict[str, Row] = {}
     new = []
     for row in rows:
-        key = captioner.key(row)
-        if key not in known:
-            failed = {"source_uri": row["source_uri"], "error": None}
-            with guarded([failed], "caption", faults):
+        own = {"source_uri": row["source_uri"], "error": None}
+        with guarded([own], "caption", faults):
+            key = captioner.key(row)
+            if key not in known:
                 known[key] = {"key": key} | captioner.describe(row)
                 new.append(known[key])
-            if failed["error"]:
-                found[row["clip_id"]] = {"error": failed["error"]}
-                continue
-        found[row["clip_id"]] = {name: known[key][name] for name in CAPTION}
+            found[row["clip_id"]] = {name: known[key][name] for name in CAPTION}
+        if own["error"]:
+            found[row["clip_id"]] = {"error": own["error"]}
     if new:
         storage.write_table(narrow([*stored, *new], STORED), uri)
     return found

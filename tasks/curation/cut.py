@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.curation.shots import CLOCK_S, Shot, ShotConfig, Transition, detect_transitions, split_shot
 from tasks.curation.views import moved_view
@@ -32,6 +32,12 @@ class CutConfig(StepConfig):
     clip_max_s: float = Field(
         6.0, gt=0, description="Longer shots are split evenly into clips of at most this, seconds"
     )
+
+    @model_validator(mode="after")
+    def _some_clip_is_possible(self) -> "CutConfig":
+        if self.clip_max_s < self.clip_min_s:
+            raise ValueError(f"clip_max_s ({self.clip_max_s:g} s) is less than clip_min_s ({self.clip_min_s:g} s)")
+        return self
 
 
 def clip_row(source: Row, start_s: float, end_s: float) -> Row:

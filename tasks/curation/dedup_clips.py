@@ -12,9 +12,7 @@ dj_video4 (still camera, two people moving) 47. At 5, coding noise goes and what
 
 from collections.abc import Sequence
 
-import fsspec
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -74,8 +72,7 @@ def find_duplicates(rows: Sequence[Row], tracks: Sequence[Track], max_difference
 
 def tracks_of(rows: Sequence[Row], root: str) -> list[Track]:
     """The thumbnails of every frame of each clip of one source."""
-    with fsspec.open(storage.join(root, rows[0]["frames_uri"], "track.parquet"), "rb") as file:
-        table = pq.read_table(file, columns=["time_s", "thumbnail"])
+    table = storage.read_table(storage.join(root, rows[0]["frames_uri"], "track.parquet"), ["time_s", "thumbnail"])
     pixels = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8)
     side = int((len(pixels) / max(len(table), 1) / 3) ** 0.5)
     thumbnails = pixels.reshape(len(table), 3, side, side)

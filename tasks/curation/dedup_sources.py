@@ -31,7 +31,7 @@ from tasks.tables.rows import narrow
 from tasks.tables.schema import fields_of
 from tasks.tables.step import Made, Row, StepConfig, kept, step_task
 
-VERSION = 2
+VERSION = 3
 FILMS_HELD = 1024  # at most 230 KB each
 Vectors = NDArray[np.float32]
 
@@ -123,14 +123,17 @@ def find_duplicates(rows: list[Row], film: Callable[[Row], Film], config: DedupS
 
 
 def read_sources(scanned: str, embedded: str) -> list[Row]:
-    """The rows of a shard as far as they decide; ``embedding`` is an array, or None for what cannot be read."""
+    """The rows of a shard as far as they decide; ``embedding`` is an array, or None for what cannot be read, with the
+    ``error`` where it could not be embedded."""
     columns = ["source_uri", "source_id", "width", "height", "bit_rate", "duration_s"]
     rows = {row["source_uri"]: row for row in storage.read_table(scanned, columns).to_pylist()}
-    found = storage.read_table(embedded, ["source_uri", "embedding"])
+    found = storage.read_table(embedded, ["source_uri", "embedding", "error"])
     vectors = [vector.values.to_numpy() if vector.is_valid else None for vector in found["embedding"]]
     return [
-        rows[uri] | {"embedding": vector, "place": (embedded, number)}
-        for number, (uri, vector) in enumerate(zip(found["source_uri"].to_pylist(), vectors, strict=True))
+        rows[uri] | {"embedding": vector, "error": error, "place": (embedded, number)}
+        for number, (uri, vector, error) in enumerate(
+            zip(found["source_uri"].to_pylist(), vectors, found["error"].to_pylist(), strict=True)
+        )
     ]
 
 
@@ -143,8 +146,9 @@ def film_at(table: str, number: int) -> Film:
     return np.frombuffer(signatures[row].as_py(), np.uint8).reshape(-1, SIDE, SIDE)
 
 
-def decide(scanned: Sequence[str], embedded: Sequence[str], config: DedupSourcesConfig) -> list[dict[str, str]]:
-    """``duplicate_of`` of every copy in every shard, by ``source_uri``."""
+def decide(scanned: Sequence[str], embedded: Sequence[str], config: DedupSourcesConfig) -> list[dict[str, Row]]:
+    """The outcome of every shard by ``source_uri``: of each copy ``duplicate_of`` and the reason, and the ``error`` of
+    what could not be embedded, as nobody can say whether it is a copy."""
     shards = [read_sources(*tables) for tables in zip(scanned, embedded, strict=True)]
     first: dict[str, Row] = {}
     for row in (row for rows in shards for row in rows if row["embedding"] is not None):
@@ -152,29 +156,28 @@ def decide(scanned: Sequence[str], embedded: Sequence[str], config: DedupSources
         if known is None or row["source_uri"] < known["source_uri"]:
             first[row["source_id"]] = row
     copies = find_duplicates(list(first.values()), lambda row: film_at(*row["place"]), config)
+    film_at.cache_clear()
 
-    def duplicate_of(row: Row) -> str | None:
-        known = first.get(row["source_id"]) if row["embedding"] is not None else None
-        if known is None:
-            return None
-        same_bytes = row["source_id"] if known["source_uri"] != row["source_uri"] else None
-        return copies.get(row["source_id"], same_bytes)
+    def outcome(row: Row) -> Row:
+        if row["embedding"] is None:
+            return {"error": row["error"]} if row["error"] else {}
+        same_bytes = row["source_id"] if first[row["source_id"]]["source_uri"] != row["source_uri"] else None
+        stays = copies.get(row["source_id"], same_bytes)
+        return {"duplicate_of": stays, "rejected_by": ["duplicate_source"]} if stays else {}
 
-    return [{row["source_uri"]: stays for row in rows if (stays := duplicate_of(row))} for rows in shards]
+    return [{row["source_uri"]: found for row in rows if (found := outcome(row))} for rows in shards]
 
 
-def write_outcome(scanned: str, duplicate_of: dict[str, str]) -> str:
+def write_outcome(scanned: str, outcome: dict[str, Row]) -> str:
     """Write what became of a shard's sources; returns the URI. The outcome is part of the file's name, so what follows
     is made again only where it changed."""
 
     def make() -> Made:
         rows: list[Row] = storage.read_table(scanned, ["source_uri"]).to_pylist()
-        for row in rows:
-            if row["source_uri"] in duplicate_of:
-                row |= {"duplicate_of": duplicate_of[row["source_uri"]], "rejected_by": ["duplicate_source"]}
-        return Made(narrow(rows, fields_of("dedup sources")))
+        found = [row | outcome.get(row["source_uri"], {}) for row in rows]
+        return Made(narrow(found, fields_of("dedup sources")))
 
-    return kept([scanned], "dedup sources", [VERSION, sorted(duplicate_of.items())], make)
+    return kept([scanned], "dedup sources", [VERSION, sorted(outcome.items())], make)
 
 
 @step_task("dedup sources")
@@ -193,4 +196,4 @@ def dedup_sources(
     if not storage.exists(decided):
         storage.write_json(decide(scanned, embedded, config), decided)
     outcome = storage.read_json(decided)
-    return [write_outcome(table, copies) for table, copies in zip(scanned, outcome, strict=True)]
+    return [write_outcome(table, found) for table, found in zip(scanned, outcome, strict=True)]

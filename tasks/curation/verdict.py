@@ -12,13 +12,14 @@ from pydantic import Field, create_model
 from tasks.curation.filter import OwnFilter, declared
 from tasks.curation.scores import SCORES
 from tasks.tables.clip import is_live
+from tasks.tables.guard import Faults, guarded
 from tasks.tables.limit import Limit
 from tasks.tables.rows import joined, narrow
 from tasks.tables.schema import fields_of
 from tasks.tables.score import Threshold
 from tasks.tables.step import Made, Row, StepConfig, kept, step_task
 
-VERSION = 2
+VERSION = 3
 
 # What the scan measured of the source; off unless the user asks for it.
 OF_SOURCE = (
@@ -86,7 +87,7 @@ def judge(row: Row, allowed: Sequence[Limit]) -> Row:
     senseless = [limit.column for limit in allowed if limit.senseless(row)]
     if senseless:
         return {"keep": False, "rejected_by": [], "error": f"verdict: not a number: {', '.join(senseless)}"}
-    reasons = [limit.reason for limit in allowed if limit.rejects(row)]
+    reasons = list(dict.fromkeys(limit.reason for limit in allowed if limit.rejects(row)))
     return {"keep": not reasons, "rejected_by": reasons}
 
 
@@ -95,8 +96,13 @@ def verdict(tables: list[str], config: StepConfig, own: list[OwnFilter]) -> list
     """Judge every clip of a shard by all its ``tables``; returns them and that of the verdict."""
 
     def make() -> Made:
-        allowed = limits(config, own)
-        clips = [row for row in joined(tables) if row["clip_id"]]
-        return Made(narrow([{"clip_id": row["clip_id"]} | judge(row, allowed) for row in clips], fields_of("verdict")))
+        allowed, faults, judged = limits(config, own), Faults(), []
+        for row in joined(tables):
+            if row["clip_id"]:
+                found = {"clip_id": row["clip_id"], "source_uri": row["source_uri"], "keep": False, "error": None}
+                with guarded([found], "verdict", faults):
+                    found |= judge(row, allowed)
+                judged.append(found)
+        return Made(narrow(judged, fields_of("verdict")), finished=not faults.passed)
 
     return [*tables, kept(tables, "verdict", [VERSION, config], make)]

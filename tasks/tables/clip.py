@@ -1,9 +1,11 @@
 """A clip as scoring sees it: its row, and its pictures from the frame store of its source."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
+from threading import Lock
+from types import TracebackType
 
 from tasks.tables import storage
 from tasks.tables.crop import Box, crop_of, cut_out
@@ -61,13 +63,50 @@ def by_source(rows: Sequence[Row]) -> list[list[Row]]:
 def frames_of(root: str, row: Row) -> Iterator[FrameStore]:
     """The frame store of a row's source. ``frames_uri`` is relative to OUT, so that OUT can be moved.
 
-    FileNotFoundError where it was deleted, with what brings it back: that is no error of the clip.
+    OutputMissing where it was deleted, with what brings it back: that is no error of the clip.
     """
     uri = storage.join(root, row["frames_uri"], "samples.parquet")
     if not storage.exists(uri):
         remedy = (
             f"to decode the sources again, remove {storage.join(root, 'steps', 'scan')} and {uri.rsplit('/', 1)[0]}"
         )
-        raise storage.OutputError(f"frame store {uri} is gone; {remedy}")
+        raise storage.OutputMissing(f"frame store {uri} is gone; {remedy}")
     with open_frames(uri) as store:
         yield store
+
+
+class SharedFrames:
+    """The frame store of a row's source for several threads: opened once, by the first that asks for it, and closed by
+    the last of ``users``, or at the end of the context."""
+
+    def __init__(self, root: str, row: Row, users: int = 0) -> None:
+        self._root, self._row, self._users = root, row, users
+        self._open: FrameStore | None = None
+        self._stack = ExitStack()
+        self._lock = Lock()
+
+    @property
+    def store(self) -> FrameStore:
+        with self._lock:
+            if self._open is None:
+                self._open = self._stack.enter_context(frames_of(self._root, self._row))
+            return self._open
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The time for which one of the users needs the store."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._stack.close()
+
+    def __enter__(self) -> "SharedFrames":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()

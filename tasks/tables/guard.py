@@ -35,9 +35,13 @@ def guarded(rows: Sequence[Row], step: str, faults: Faults) -> Iterator[None]:
 
 
 def words_of(problem: BaseException) -> str:
-    """What an exception says, or its class where it says nothing."""
-    return str(problem) or type(problem).__name__
+    """What an exception says, or its class where it says nothing; of characters that are no text, their numbers."""
+    return _text(str(problem)) or type(problem).__name__
 
 
 def file_name(row: Row) -> str:
-    return str(row.get("source_uri", "")).rsplit("/", 1)[-1]
+    return _text(str(row.get("source_uri", "")).rsplit("/", 1)[-1])
+
+
+def _text(words: str) -> str:
+    return words.encode("utf-8", "backslashreplace").decode()

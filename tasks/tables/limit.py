@@ -1,7 +1,7 @@
 """Limits: what range of a score is kept, and how a value lies in it."""
 
 from dataclasses import dataclass
-from math import isnan
+from math import isfinite
 from typing import Any
 
 
@@ -35,13 +35,16 @@ class Limit:
         return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
 
     def senseless(self, row: dict[str, Any]) -> bool:
-        """Whether the value of a row is not a number: neither inside nor outside."""
+        """Whether the value of a row is no finite number: neither inside nor outside."""
         value = value_of(row, self.column)
-        return value is not None and isnan(value)
+        return value is not None and not isfinite(value)
 
 
 def value_of(row: dict[str, Any], column: str) -> float | None:
-    """A score of a row; ``crop_area`` (fraction of the frame that the crop keeps) is derived, not stored."""
+    """A score of a row; ``crop_area`` (fraction of the frame that the crop keeps) is derived, not stored. An image has
+    no ``fps``: in the table it is 0."""
+    if column == "fps" and not row["duration_s"]:
+        return None
     if column == "crop_area":
         if row["crop_w"] is None:
             return None

@@ -7,27 +7,27 @@ serve the next. A score on an accelerator is a piece of work of its own, under a
 
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import pyarrow as pa
 
 from tasks.tables import storage
-from tasks.tables.clip import Clip, by_source, frames_of, is_live
+from tasks.tables.clip import Clip, SharedFrames, by_source, is_live
 from tasks.tables.device import device_slot, out_of_memory
-from tasks.tables.frame_store import FrameStore
 from tasks.tables.guard import Faults, guarded
 from tasks.tables.keys import folder_of, result_uri, root_of
-from tasks.tables.rows import joined, narrow
-from tasks.tables.score import Score, Scorer
+from tasks.tables.parts import Parts
+from tasks.tables.rows import joined, narrow, values_over
+from tasks.tables.score import MakeScorer, Score, Scorer
 from tasks.tables.step import Made, Row, StepConfig, cores, kept
+from tasks.tables.storage import OutputError
 from tasks.tables.ticks import ticker
 
-PART_S = 60.0  # what was measured is written down this often
 LONG = 16  # clips: those of a longer source are measured side by side
 
 
@@ -48,14 +48,18 @@ class Chosen:
         return folder_of(self.name)
 
     def scorer(self) -> Scorer:
-        """The scorer, made once in a process and kept for the shards that follow."""
+        """The scorer, made once in a process and kept for the shards that follow. Another declaration of the same
+        name, as that of a filter whose module has changed, has its own."""
         key = self.name, self.config.model_dump_json()
-        if key not in _LOADED:
-            _LOADED[key] = self.score.scorer(self.config)
-        return _LOADED[key]
+        with _LOADING:
+            known = _LOADED.get(key)
+            if known is None or known[0] is not self.score.scorers:
+                _LOADED[key] = known = self.score.scorers, self.score.scorer(self.config)
+        return known[1]
 
 
-_LOADED: dict[tuple[str, str], Scorer] = {}
+_LOADED: dict[tuple[str, str], tuple[Mapping[str, MakeScorer], Scorer]] = {}
+_LOADING = threading.Lock()
 
 
 def in_order(chosen: Sequence[Chosen]) -> list[list[Chosen]]:
@@ -108,67 +112,33 @@ def measure(chosen: Sequence[Chosen], clips: Sequence[str], measured: dict[str, 
     missing = [each for each in chosen if not storage.exists(uris[each.name])]
     if not missing:
         return uris
-    # The rows as the scores left them that are here already; the others add to them as they go.
-    known = [name for name in uris if name not in {each.name for each in missing}]
-    rows = joined([*clips, *(uris[name] for name in known)])
-    work = _Work(root_of(clips[0]), missing, [row for row in rows if row["clip_id"]], uris)
+    # What a score sees of a clip is what it needs and no more, whatever else is known: its key says so, too.
+    needed = {name for each in missing for name in each.score.needs} - {each.name for each in missing}
+    before = {name: _by_clip(uris[name]) for name in needed}
+    work = _Work(missing, clips, before, uris)
     work.run()
     for each in missing:
+        known = uris[each.name]
         needs = [*clips, *(uris[name] for name in each.score.needs)]
         uris[each.name] = kept(needs, each.name, _decides(each), lambda each=each: work.result(each))  # type: ignore[misc]
-        work.parts[each.name].remove()
+        work.end_parts(each, whole=uris[each.name] == known)
     return uris
 
 
-class Parts:
-    """What is measured of a score so far, written down every PART_S, so that a killed run goes on there."""
-
-    def __init__(self, uri: str) -> None:
-        self._stem = uri.removesuffix(".parquet")
-        self._written = time.monotonic()
-        self._count = 0
-        self._known: set[str] = set()
-        self._lock = threading.Lock()
-
-    def read(self) -> dict[str, Row]:
-        """The rows of an earlier run's parts, by ``clip_id``; those with an error are measured again."""
-        found: dict[str, Row] = {}
-        while storage.exists(self._uri(self._count)):
-            for row in storage.read_table(self._uri(self._count)).to_pylist():
-                if not row["error"]:
-                    found[row.pop("clip_id")] = row
-            self._count += 1
-        self._known = set(found)
-        return found
-
-    def write(self, found: dict[str, Row], fields: Sequence[pa.Field]) -> None:
-        """Write what is new in ``found``, if the last part is long enough ago."""
-        with self._lock:
-            if time.monotonic() - self._written < PART_S:
-                return
-            new = [clip_id for clip_id in list(found) if clip_id not in self._known]
-            rows = [{"clip_id": clip_id} | found[clip_id] for clip_id in new]
-            storage.write_table(narrow(rows, [pa.field("clip_id", pa.string()), *fields]), self._uri(self._count))
-            self._known.update(new)
-            self._count += 1
-            self._written = time.monotonic()
-
-    def remove(self) -> None:
-        """Remove the parts, once the whole table stands."""
-        for number in range(self._count):
-            storage.remove(self._uri(number))
-
-    def _uri(self, number: int) -> str:
-        return f"{self._stem}.part{number:04d}.parquet"
+def _by_clip(uri: str) -> dict[str, Row]:
+    return {row.pop("clip_id"): row for row in storage.read_table(uri).to_pylist()}
 
 
 class _Work:
     """Scores of one shard, as they are measured."""
 
-    def __init__(self, root: str, chosen: Sequence[Chosen], rows: Sequence[Row], uris: dict[str, str]) -> None:
-        self.root, self.chosen, self.rows = root, chosen, rows
+    def __init__(
+        self, chosen: Sequence[Chosen], clips: Sequence[str], before: dict[str, dict[str, Row]], uris: dict[str, str]
+    ) -> None:
+        self.chosen, self.root = chosen, root_of(clips[0])
+        self.rows = [row for row in joined(clips) if row["clip_id"]]
         self.parts = {each.name: Parts(uris[each.name]) for each in chosen}
-        self.found: dict[str, dict[str, Row]] = {each.name: self.parts[each.name].read() for each in chosen}
+        self.found = before | {each.name: self.parts[each.name].read() for each in chosen}
         self.faults: dict[str, Faults] = {each.name: Faults() for each in chosen}
         self.seconds: dict[str, list[float]] = {each.name: [] for each in chosen}
         self._tick = ticker()
@@ -191,53 +161,76 @@ class _Work:
         table = table.replace_schema_metadata({"seconds": f"{sum(self.seconds[each.name]):.3f}"})
         return Made(table, finished=not self.faults[each.name].passed)
 
+    def end_parts(self, each: Chosen, whole: bool) -> None:
+        """Remove the parts of a score whose table is whole. Where it is not, for a reason that may pass, all that was
+        measured is written down as a part, and the next run measures the rest."""
+        if whole:
+            self.parts[each.name].remove()
+        else:
+            self.parts[each.name].write(self.found[each.name], each.score.fields, after_s=0)
+
     def _measure_source(self, rows: list[Row]) -> None:
         """All scores of one source, in their order, on pictures that are decoded once."""
-        rows = [dict(row) for row in rows]  # as earlier scores move the crop, and errors end a row
-        with ExitStack() as stack:
-            store = stack.enter_context(frames_of(self.root, rows[0]))
+        with SharedFrames(self.root, rows[0]) as frames:
             for each in self.chosen:
-                if each.score.per_source:
-                    self._score(each, [row for row in rows if is_live(row)], store)
-                elif len(rows) > LONG:
+                units = self._units(each, rows)
+                if len(units) > LONG:
                     with ThreadPoolExecutor(cores()) as pool:
-                        list(pool.map(lambda row, each=each: self._score(each, [row], store), rows))
+                        list(pool.map(lambda unit, each=each: self._score(each, unit, frames), units))
                 else:
-                    for row in rows:
-                        self._score(each, [row], store)
+                    for unit in units:
+                        self._score(each, unit, frames)
         self._write_parts()
         self._tick()
 
-    def _score(self, each: Chosen, rows: list[Row], store: FrameStore) -> None:
-        """One unit of work on the CPU: a clip, or all clips of a source."""
-        rows = [row for row in rows if is_live(row)]
-        before = self.found[each.name]
-        if rows and all(row["clip_id"] in before for row in rows):
-            for row in rows:
-                self._take(each, row, before[row["clip_id"]])
-            return
-        if not rows:
-            return
+    def _units(self, each: Chosen, rows: Sequence[Row]) -> list[list[Row]]:
+        """What of one source's clips is still to be measured, as pieces of work: a clip, or all clips of the source.
+
+        A row is what the score needs to see, in a dict of its own. One that lacks it has the reason why.
+        """
+        found = self.found[each.name]
+        seen = [self._seen(each, row) for row in rows]
+        for row in seen:
+            if row["error"]:
+                found[row["clip_id"]] = {"error": row["error"]}
+        seen = [row for row in seen if not row["error"]]
+        if each.score.per_source:
+            return [seen] if any(row["clip_id"] not in found for row in seen) else []
+        return [[row] for row in seen if row["clip_id"] not in found]
+
+    def _seen(self, each: Chosen, row: Row) -> Row:
+        """A clip with what the scores that ``each`` needs have found of it."""
+        seen = dict(row)
+        for name in each.score.needs:
+            values_over(seen, self.found[name].get(row["clip_id"], {}))
+        return seen
+
+    def _score(self, each: Chosen, unit: list[Row], frames: SharedFrames) -> None:
+        """Measure one unit on the CPU."""
         start = time.thread_time()
-        with guarded(rows, each.name, self.faults[each.name]):
+        with self._guarded(each, unit):
             scorer = each.scorer()
-            clips = [Clip(row, store) for row in rows]
-            (outcome,) = scorer.score([scorer.prepare(clips if each.score.per_source else clips[0])])
-            for row, values in zip(rows, outcome if each.score.per_source else [outcome], strict=True):
-                self._take(each, row, values)
-        self._end_with_errors(each, rows)
+            (outcome,) = scorer.score([scorer.prepare(self._clips(each, unit, frames))])
+            self._take(each, unit, outcome)
         self.seconds[each.name].append(time.thread_time() - start)
 
-    def _take(self, each: Chosen, row: Row, values: Row) -> None:
-        check_numbers(values)
-        row.update({name: value for name, value in values.items() if value is not None})
-        self.found[each.name][row["clip_id"]] = values
+    def _clips(self, each: Chosen, unit: Sequence[Row], frames: SharedFrames) -> Clip | list[Clip]:
+        clips = [Clip(row, frames.store) for row in unit]
+        return clips if each.score.per_source else clips[0]
 
-    def _end_with_errors(self, each: Chosen, rows: Sequence[Row]) -> None:
-        for row in rows:
+    @contextmanager
+    def _guarded(self, each: Chosen, unit: Sequence[Row]) -> Iterator[None]:
+        with guarded(unit, each.name, self.faults[each.name]):
+            yield
+        for row in unit:
             if row["error"]:
-                row["rejected_by"] = [*row["rejected_by"], "error"]
                 self.found[each.name][row["clip_id"]] = {"error": row["error"]}
+
+    def _take(self, each: Chosen, unit: Sequence[Row], outcome: Any) -> None:
+        """Keep what a scorer returned for a unit. A clip whose values are not what was declared has an error."""
+        for row, values in zip(unit, outcome if each.score.per_source else [outcome], strict=True):
+            with self._guarded(each, [row]):
+                self.found[each.name][row["clip_id"]] = each.score.checked(values)
 
     def _write_parts(self) -> None:
         for each in self.chosen:
@@ -247,56 +240,61 @@ class _Work:
         """A score whose samples are prepared in threads and scored in full batches, across clips and sources."""
         scorer = each.scorer()
         waiting: list[tuple[list[Row], Any]] = []
-        with device_slot(scorer.device), ThreadPoolExecutor(cores()) as pool:
+        with device_slot(scorer.device):
             start = time.perf_counter()
-            for prepared in pool.map(lambda rows: self._prepared(each, rows), groups):
-                waiting += prepared
-                while len(waiting) >= scorer.batch:
-                    self._score_batch(each, waiting[: scorer.batch])
-                    waiting = waiting[scorer.batch :]
+            for prepared in self._prepared(each, groups):
+                waiting.append(prepared)
+                if len(waiting) == scorer.batch:
+                    self._score_batch(each, waiting)
+                    waiting = []
                     self._write_parts()
             if waiting:
                 self._score_batch(each, waiting)
             self.seconds[each.name].append(time.perf_counter() - start)
 
-    def _prepared(self, each: Chosen, rows: list[Row]) -> list[tuple[list[Row], Any]]:
-        rows = [dict(row) for row in rows if row["clip_id"] not in self.found[each.name]]
-        if not rows:
-            return []
-        units = [rows] if each.score.per_source else [[row] for row in rows]
-        samples = []
-        with frames_of(self.root, rows[0]) as store:
-            for unit in units:
-                with guarded(unit, each.name, self.faults[each.name]):
-                    clips = [Clip(row, store) for row in unit]
-                    samples.append((unit, each.scorer().prepare(clips if each.score.per_source else clips[0])))
-                self._end_with_errors(each, unit)
-        return samples
+    def _prepared(self, each: Chosen, groups: Sequence[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
+        """Units with their samples, in order, prepared in threads a batch or two ahead of the device: pictures of a
+        whole shard would not fit into memory."""
+        ahead = each.scorer().batch + 2 * cores()
+        coming: deque[Future[list[tuple[list[Row], Any]]]] = deque()
+        with ThreadPoolExecutor(cores()) as pool, ExitStack() as opened:
+            for rows in groups:
+                units = self._units(each, rows)
+                frames = opened.enter_context(SharedFrames(self.root, rows[0], users=len(units)))
+                for unit in units:
+                    if len(coming) >= ahead:
+                        yield from coming.popleft().result()
+                    coming.append(pool.submit(self._prepare, each, unit, frames))
+            while coming:
+                yield from coming.popleft().result()
+
+    def _prepare(self, each: Chosen, unit: list[Row], frames: SharedFrames) -> list[tuple[list[Row], Any]]:
+        """A unit with its sample; nothing where it has an error."""
+        with frames.used(), self._guarded(each, unit):
+            return [(unit, each.scorer().prepare(self._clips(each, unit, frames)))]
+        return []
 
     def _score_batch(self, each: Chosen, batch: Sequence[tuple[list[Row], Any]]) -> None:
-        """Score a batch; halve it where the device has too little memory for it, down to one sample."""
+        """Score a batch; halve it where it fails, down to one sample: it may be too large for the device's memory, or
+        one sample may spoil it, and the halves tell."""
         rows = [row for unit, _ in batch for row in unit]
         try:
             outcomes = each.scorer().score([sample for _, sample in batch])
+            if len(outcomes) != len(batch):
+                raise ValueError(f"the scorer returned {len(outcomes)} results for {len(batch)} samples")
+        except OutputError:
+            raise
         except Exception as problem:
-            if len(batch) > 1:  # one sample may spoil a batch, or the batch be too large: the halves tell
-                middle = len(batch) // 2
-                self._score_batch(each, batch[:middle])
-                self._score_batch(each, batch[middle:])
+            if len(batch) == 1:
+                with self._guarded(each, rows):
+                    raise out_of_memory(problem) or problem from None
                 return
-            with guarded(rows, each.name, self.faults[each.name]):
-                raise out_of_memory(problem) or problem from None
-            self._end_with_errors(each, rows)
+            outcomes = None
+        if outcomes is None:  # outside of the handler, so that its exception no longer holds the batch's memory
+            middle = len(batch) // 2
+            self._score_batch(each, batch[:middle])
+            self._score_batch(each, batch[middle:])
             return
         for (unit, _), outcome in zip(batch, outcomes, strict=True):
-            with guarded(unit, each.name, self.faults[each.name]):
-                for row, values in zip(unit, outcome if each.score.per_source else [outcome], strict=True):
-                    self._take(each, row, values)
-            self._end_with_errors(each, unit)
-
-
-def check_numbers(values: Row) -> None:
-    """Raise ValueError where a measured value is not a finite number: no limit can judge it."""
-    for name, value in values.items():
-        if isinstance(value, float) and not isfinite(value):
-            raise ValueError(f"{name} is {value}, which is not a number that can be judged")
+            with self._guarded(each, unit):
+                self._take(each, unit, outcome)

@@ -6,7 +6,6 @@ every source: its clips, or the source itself with ``clip_id`` null. All other t
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import pyarrow as pa
 
@@ -32,18 +31,29 @@ def joined(tables: Sequence[str]) -> list[Row]:
     """
     parts = [_read(uri) for uri in tables]
     spine = next((part for part in parts if _is_spine(part)), parts[0])
-    sources = [part for part in parts if part is not spine and "clip_id" not in part.column_names]
-    clips = [part for part in parts if part is not spine and "clip_id" in part.column_names]
-    rows = [_fresh(row) for row in spine.to_pylist()]
-    for part in sources:
-        known = {row["source_uri"]: row for row in part.to_pylist()}
-        rows = [_before(known[row["source_uri"]], row) if row["source_uri"] in known else row for row in rows]
-    for part in clips:
-        known = {row["clip_id"]: row for row in part.to_pylist()}
-        names = [name for name in part.column_names if name not in ("error", "rejected_by")]
-        for row in rows:
-            _add(row, known.get(row["clip_id"]) if row["clip_id"] else None, names)
+    known = {}
+    for number, part in enumerate(parts):
+        key = "clip_id" if "clip_id" in part.column_names else "source_uri"
+        known[number] = key, {row[key]: row for row in part.to_pylist()} if part is not spine else {}
+    rows = []
+    for own in spine.to_pylist():
+        row: Row = {"error": None, "rejected_by": []}
+        for number, part in enumerate(parts):
+            key, others = known[number]
+            more = own if part is spine else others.get(own[key], {}) if own.get(key) else {}
+            row |= {name: None for name in part.column_names if name not in row}
+            values_over(row, more)
+            reasons = [*(more.get("rejected_by") or []), *(["error"] if more.get("error") else [])]
+            row["rejected_by"] = list(dict.fromkeys([*row["rejected_by"], *reasons]))
+        rows.append(row)
     return rows
+
+
+def values_over(row: Row, more: Row) -> None:
+    """Let what the row ``more`` of a later table has stand in ``row``; of errors the first stands."""
+    row["error"] = row["error"] or more.get("error")
+    kept = ("error", "rejected_by")
+    row |= {name: value for name, value in more.items() if value is not None and name not in kept}
 
 
 def _read(uri: str) -> pa.Table:
@@ -53,28 +63,3 @@ def _read(uri: str) -> pa.Table:
 
 def _is_spine(part: pa.Table) -> bool:
     return "clip_id" in part.column_names and "source_uri" in part.column_names
-
-
-def _fresh(row: Row) -> Row:
-    reasons = [*(row.get("rejected_by") or []), *(["error"] if row.get("error") else [])]
-    return row | {"error": row.get("error"), "rejected_by": list(dict.fromkeys(reasons))}
-
-
-def _before(earlier: Row, row: Row) -> Row:
-    """``row`` with what the table of an earlier step says of its source, ahead of its own."""
-    whole = _fresh(earlier)
-    _add(whole, row, list(row))
-    return whole
-
-
-def _add(row: Row, more: Row | None, names: Iterable[str]) -> None:
-    """Let the columns ``names`` of a later table stand in ``row``; null where it has no such row."""
-    more = more or {}
-    for name in names:
-        if name not in ("error", "rejected_by") and (more.get(name) is not None or name not in row):
-            row[name] = more.get(name)
-    row["error"] = row["error"] or more.get("error")
-    reasons: dict[Any, None] = dict.fromkeys(
-        [*(more.get("rejected_by") or []), *(["error"] if more.get("error") else [])]
-    )
-    row["rejected_by"] += [reason for reason in reasons if reason not in row["rejected_by"]]

@@ -52,7 +52,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         *("frames_uri", "segments", "error"),
     ),
     "embed": ("source_uri", "source_id", "embedding", "signature", "error"),
-    "dedup sources": ("source_uri", "duplicate_of", "rejected_by"),
+    "dedup sources": ("source_uri", "duplicate_of", "error", "rejected_by"),
     "cut": (
         *("source_uri", "clip_id", "start_s", "end_s", "duration_s", "width", "height"),
         *("crop_x", "crop_y", "crop_w", "crop_h", "error", "rejected_by"),
@@ -60,7 +60,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "dedup clips": ("clip_id", "duplicate_of", "error", "rejected_by"),
     "verdict": ("clip_id", "keep", "error", "rejected_by"),
     "caption": ("clip_id", "caption_short", "caption_detailed", "caption_model", "error"),
-    "buckets": ("clip_id", "bucket_aspect", "bucket_duration_s"),
+    "buckets": ("clip_id", "bucket_aspect", "bucket_duration_s", "error"),
 }
 
 # The wide table, in order; the columns of scores stand between.

@@ -5,8 +5,10 @@ limits on it with their reasons, and its *scorers*, by name: the implementations
 the user's own is such a declaration, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
@@ -59,7 +61,8 @@ class Threshold:
 
 
 class Scorer(Protocol):
-    """What measures. ``weights`` is the hash of its network's weights, which is part of the result's key.
+    """What measures. Making one is cheap, also without an accelerator: the first ``score`` loads its network, and
+    ``weights`` is the hash of its network's weights, which is part of the result's key.
 
     ``prepare`` runs in threads, ahead of the device; ``score`` gets at most ``batch`` samples, of clips of any sources,
     and returns a row for each. Of a score that is measured per source, ``prepare`` gets all clips of a source, and
@@ -136,3 +139,24 @@ class Score:
         """The columns of the score's table, besides ``clip_id``."""
         crop = [pa.field(name, pa.int32()) for name in CROP] if self.moves_crop else []
         return [*(column.field for column in self.columns), *crop, pa.field("error", pa.string())]
+
+    def checked(self, values: Row) -> Row:
+        """What a scorer returned for a clip, as the score's table holds it. ValueError (or pyarrow's, which is one, or
+        TypeError): a column that was not declared, a value of another type, or a number that no limit can judge."""
+        fields = {field.name: field.type for field in self.fields if field.name != "error"}
+        if strangers := sorted(set(values) - set(fields)):
+            raise ValueError(f"the scorer returned {', '.join(strangers)}, which the score does not declare")
+        found: Row = {name: pa.scalar(value, fields[name]).as_py() for name, value in values.items()}
+        for name, value in found.items():
+            if (odd := next((number for number in _numbers(value) if not isfinite(number)), None)) is not None:
+                raise ValueError(f"{name} is {odd}, which is not a number that can be judged")
+        return found
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a value, in lists and structs, too."""
+    if isinstance(value, Real):
+        yield float(value)
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)

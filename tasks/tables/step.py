@@ -32,9 +32,9 @@ cv2.setNumThreads(1)  # steps run clips side by side: threads inside a filter wo
 
 
 class StepConfig(BaseModel):
-    """Base of all step configs: immutable, and a misspelt option is an error."""
+    """Base of all step configs: immutable; a misspelt option is an error, and so is a number that is none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

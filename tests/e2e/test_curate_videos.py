@@ -16,10 +16,11 @@ from benchmarks.sample_library import build
 from benchmarks.sample_truth import facts
 from flows.cli import main
 from flows.curate_videos import CurationConfig, curate_videos
+from tasks.curation.scores import SCORES
 from tasks.tables import storage
 from tasks.tables.checks import PreflightError
 from tasks.tables.run_record import NothingKept
-from tasks.tables.schema import COLUMNS
+from tasks.tables.schema import STEPS
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -57,7 +58,9 @@ def test_no_source_is_without_a_row_and_every_rejected_row_has_a_reason(library)
 
 def test_the_tables_have_the_columns_that_the_schema_documents(library):
     columns = set(ds.dataset(library[0] / "out" / "clips").schema.names)
-    assert {name for step in COLUMNS.values() for name, _, _ in step} - columns <= {"embedding", "signature"}
+    documented = {name for step in STEPS.values() for name in step}
+    documented |= {column.name for score in SCORES for column in score.columns}
+    assert documented - columns <= {"embedding", "signature", "segments"}
 
 
 def test_the_run_record_accounts_for_every_clip(library):
@@ -118,10 +121,10 @@ def test_a_full_disk_fails_the_run_with_its_own_words_and_the_same_command_goes_
     build(tmp_path, quick=True)
     write_table = storage.write_table
 
-    def full_disk(table, uri):
+    def full_disk(table, uri, rows_per_group=None):
         if "/steps/blur/" in uri:
             raise OSError(28, "No space left on device")
-        write_table(table, uri)
+        write_table(table, uri, rows_per_group)
 
     monkeypatch.setattr(storage, "write_table", full_disk)
     with pytest.raises(OSError, match="No space left"):

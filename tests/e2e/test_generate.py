@@ -17,7 +17,7 @@ from models.video_file import read_generation_metadata
 from tasks.generation.generate import GenerationConfig
 from tasks.tables import storage
 from tests.models.tiny_text_to_video import write_text_to_video
-from tests.tasks.rows import clip, write
+from tests.tasks.rows import clip, wide
 
 CONFIG = GenerationConfig(frames=9, height=48, width=64, steps=8, dtype="float32")
 PROMPTS = [f"a cat runs after {number} dogs" for number in range(4)]
@@ -93,7 +93,7 @@ def test_another_process_that_is_killed_and_a_third_that_goes_on_give_the_same_b
 
 def test_the_captions_of_a_manifest_are_prompts(checkpoint, prefect_api, tmp_path):
     captions = {"caption_short": "a cat", "caption_detailed": "a cat runs on the grass"}
-    table = write(tmp_path, "caption", [clip(**captions)])
+    table = wide(tmp_path, [clip(**captions)])
     storage.write_table(storage.read_table(table), str(tmp_path / "manifest/aspect=16x9/duration=5/part-00000.parquet"))
     small = CONFIG.model_copy(update={"steps": 1, "frames": 1, "dtype": "bfloat16"})
     generate(checkpoint, str(tmp_path / "out"), prompts_from=str(tmp_path / "manifest"), devices=["cpu"], config=small)

@@ -1,5 +1,5 @@
 from tasks.curation.caption import LITE, caption, describe
-from tests.tasks.rows import clip, read, write
+from tests.tasks.rows import clip, read, tables
 
 
 def test_a_template_caption_says_that_it_is_one():
@@ -18,5 +18,6 @@ def test_an_image_is_no_video():
 
 
 def test_only_kept_clips_are_captioned(tmp_path):
-    rows = read(caption.fn(write(tmp_path, "verdict", [clip(), clip(keep=False, rejected_by=["blur"])])))
+    rejected = clip(clip_id="c1", keep=False, rejected_by=["blur"])
+    rows = read(caption.fn(tables(tmp_path, "verdict", [clip(), rejected]))[-1])
     assert [row["caption_model"] for row in rows] == [LITE, None]

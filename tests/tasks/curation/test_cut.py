@@ -148,8 +148,9 @@ def test_a_cut_in_a_real_file_is_found_and_no_clip_reaches_over_it(tmp_path):
     (tmp_path / "videos").mkdir()
     encode(tmp_path / "videos" / "a.mp4", [frame[:height, :width] for frame in frames])
     (shard,) = write_shards(find_sources(str(tmp_path / "videos")), str(tmp_path / "out"), 64)
-    (table,) = dedup_sources.fn([embed.fn(scan.fn(shard))])
-    rows = read(module.cut.fn(table))
+    scanned = scan.fn(shard)
+    unique = dedup_sources.fn([scanned], [embed.fn(scanned)])
+    rows = read(module.cut.fn([scanned, *unique])[-1])
     assert [(row["start_s"], row["end_s"]) for row in rows] == [
         (pytest.approx(0), pytest.approx(4, abs=0.09)),
         (pytest.approx(4, abs=0.09), pytest.approx(8, abs=0.05)),

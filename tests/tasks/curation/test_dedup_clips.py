@@ -6,7 +6,8 @@ import pytest
 
 from tasks.curation.dedup_clips import DedupClipsConfig, Track, dedup_clips, difference, find_duplicates
 from tasks.tables import storage
-from tests.tasks.rows import clip, read, write
+from tasks.tables.rows import joined
+from tests.tasks.rows import clip, tables
 
 LIMIT = DedupClipsConfig().max_difference
 SIDE = 12
@@ -54,7 +55,7 @@ def test_the_longer_clip_stays_then_the_earlier():
 
 
 @pytest.fixture
-def table(tmp_path) -> str:
+def shard(tmp_path) -> list[str]:
     """A source of 12 s: a still picture for 6 s, then somebody who walks; one shot is too short."""
     still = np.repeat(scene(3), 60, axis=0)
     track = np.concatenate([still, walk(0, frames=60)]).astype(np.uint8)
@@ -66,10 +67,10 @@ def table(tmp_path) -> str:
     spans = [("a", 0.0, 3.0), ("b", 3.0, 6.0), ("c", 6.0, 9.0), ("d", 0.0, 2.0)]
     rows = [clip(clip_id=i, start_s=a, end_s=b, duration_s=b - a) for i, a, b in spans]
     rows[3]["rejected_by"] = ["too_short"]
-    return write(tmp_path, "cut", rows)
+    return tables(tmp_path, "cut", rows)
 
 
-def test_a_repeat_is_marked_and_the_rest_left_as_it_was(table):
-    rows = read(dedup_clips.fn(table))
+def test_a_repeat_is_marked_and_the_rest_left_as_it_was(shard):
+    rows = joined(dedup_clips.fn(shard))
     assert [row["duplicate_of"] for row in rows] == [None, "a", None, None]
     assert [row["rejected_by"] for row in rows] == [[], ["duplicate_clip"], [], ["too_short"]]

@@ -11,8 +11,8 @@ from tasks.curation.dedup_sources import DedupSourcesConfig, dedup_sources, find
 from tasks.curation.embed import Film, embedding_of, film_of
 from tasks.curation.same_film import similarity
 from tasks.tables.picture import Image
-from tasks.tables.schema import schema
-from tests.tasks.rows import clip, read, write
+from tasks.tables.rows import joined
+from tests.tasks.rows import clip, write
 
 CONFIG = DedupSourcesConfig()
 
@@ -128,10 +128,14 @@ def test_an_image_is_a_copy_of_an_image_only():
     assert found(image, smaller, source("v", [still] * 8)) == {"j": "i"}
 
 
-def shards(root: Path, *groups: list[dict[str, Any]]) -> list[str]:
-    fields = set(schema("embed").names)
-    kept = [[{k: v for k, v in row.items() if k in fields} for row in rows] for rows in groups]
-    return [write(root, "embed", rows, shard=f"s{number}") for number, rows in enumerate(kept)]
+Tables = tuple[list[str], list[str]]
+
+
+def shards(root: Path, *groups: list[dict[str, Any]]) -> Tables:
+    """The tables of the scan and of embed, of several shards. Embed has no error of what the scan could not read."""
+    scanned = [write(root, "scan", rows, f"s{number}") for number, rows in enumerate(groups)]
+    silent = [[row | {"error": None} for row in rows] for rows in groups]
+    return scanned, [write(root, "embed", rows, f"s{number}") for number, rows in enumerate(silent)]
 
 
 def test_groups_are_formed_over_all_shards_and_the_same_bytes_are_known_by_their_id(tmp_path):
@@ -139,7 +143,8 @@ def test_groups_are_formed_over_all_shards_and_the_same_bytes_are_known_by_their
     first, other = [source("a", video), source("x", pan(2))], [source("b", video, width=64)]
     again = source("a", video) | {"source_uri": "/videos/z"}
     broken = source("e", video) | {"error": "truncated", "embedding": None, "rejected_by": ["error"]}
-    rows = [row for uri in dedup_sources.fn(shards(tmp_path, first, [*other, again, broken])) for row in read(uri)]
+    scanned, embedded = shards(tmp_path, first, [*other, again, broken])
+    rows = [row for pair in zip(scanned, dedup_sources.fn(scanned, embedded), strict=True) for row in joined(pair)]
     assert [row["duplicate_of"] for row in rows] == [None, None, "a", "a", None]
     assert [row["rejected_by"] for row in rows] == [[], [], ["duplicate_source"], ["duplicate_source"], ["error"]]
     assert not {"embedding", "signature"} & set(rows[0])
@@ -147,7 +152,7 @@ def test_groups_are_formed_over_all_shards_and_the_same_bytes_are_known_by_their
 
 def test_a_source_added_elsewhere_leaves_a_shards_file_alone(tmp_path):
     tables = shards(tmp_path, [source("a", pan(1))], [source("b", pan(2))], [source("c", pan(1), width=900)])
-    two, three = dedup_sources.fn(tables[:2]), dedup_sources.fn(tables)
+    two, three = dedup_sources.fn(*(uris[:2] for uris in tables)), dedup_sources.fn(*tables)
     assert two[1] == three[1]
     assert two[0] != three[0]  # a better copy of its source has come
-    assert dedup_sources.fn(tables) == three
+    assert dedup_sources.fn(*tables) == three

@@ -5,7 +5,7 @@ import pytest
 
 from tasks.curation import manifest as module
 from tasks.curation.manifest import manifest
-from tests.tasks.rows import clip, write
+from tests.tasks.rows import clip, wide
 
 CAPTION = {"caption_short": "s", "caption_detailed": "d", "caption_model": "m"}
 
@@ -22,7 +22,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_the_manifest_is_hive_partitioned_and_holds_kept_clips_only(tmp_path):
-    table = write(tmp_path, "buckets", [final(0), final(1, keep=False), final(2, aspect="1x1", seconds=3)])
+    table = wide(tmp_path, [final(0), final(1, keep=False), final(2, aspect="1x1", seconds=3)])
     folder = manifest.fn([table])
     assert sorted(files(Path(folder))) == [
         "aspect=16x9/duration=5/part-00000.parquet",
@@ -33,27 +33,27 @@ def test_the_manifest_is_hive_partitioned_and_holds_kept_clips_only(tmp_path):
 
 
 def test_all_clips_are_published_rejected_ones_too(tmp_path):
-    table = write(tmp_path, "buckets", [final(0), final(1, keep=False)])
+    table = wide(tmp_path, [final(0), final(1, keep=False)])
     manifest.fn([table])
     assert len(ds.dataset(tmp_path / "clips").to_table()) == 2
 
 
 def test_the_same_tables_give_the_same_bytes(tmp_path):
-    table = write(tmp_path, "buckets", [final(0), final(2)])
+    table = wide(tmp_path, [final(0), final(2)])
     first = files(Path(manifest.fn([table])))
     assert files(Path(manifest.fn([table]))) == first
 
 
 def test_what_an_earlier_run_left_is_removed(tmp_path):
-    manifest.fn([write(tmp_path, "buckets", [final(0, aspect="1x1")], shard="old")])
-    manifest.fn([write(tmp_path, "buckets", [final(0)], shard="new")])
+    manifest.fn([wide(tmp_path, [final(0, aspect="1x1")], shard="old")])
+    manifest.fn([wide(tmp_path, [final(0)], shard="new")])
     assert list(files(tmp_path / "manifest")) == ["aspect=16x9/duration=5/part-00000.parquet"]
     assert list(files(tmp_path / "clips")) == ["new.parquet"]
 
 
 def test_no_clip_is_lost_between_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_PART", 3)
-    shards = [write(tmp_path, "buckets", [final(10 * s + i) for i in range(4)], shard=f"s{s}") for s in range(5)]
+    shards = [wide(tmp_path, [final(10 * s + i) for i in range(4)], shard=f"s{s}") for s in range(5)]
     folder = manifest.fn(shards)
     found = [row["clip_id"] for row in ds.dataset(folder, partitioning="hive").to_table().to_pylist()]
     assert sorted(found) == sorted(f"c{10 * s + i}" for s in range(5) for i in range(4))
@@ -62,7 +62,7 @@ def test_no_clip_is_lost_between_parts(tmp_path, monkeypatch):
 
 def test_while_the_manifest_is_written_no_run_record_says_that_it_is_whole(tmp_path, monkeypatch):
     (tmp_path / "run.json").write_text("{}")
-    table = write(tmp_path, "buckets", [final(0)])
+    table = wide(tmp_path, [final(0)])
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
@@ -74,7 +74,7 @@ def test_while_the_manifest_is_written_no_run_record_says_that_it_is_whole(tmp_p
 
 
 def test_files_of_others_stay_and_are_named_in_a_warning(tmp_path, caplog):
-    table = write(tmp_path, "buckets", [final(0)])
+    table = wide(tmp_path, [final(0)])
     theirs = [tmp_path / "clips" / "theirs.parquet", tmp_path / "manifest" / "aspect=1x1" / "theirs.parquet"]
     for path in theirs:
         path.parent.mkdir(parents=True)
@@ -93,8 +93,8 @@ def test_what_a_run_that_died_while_it_wrote_left_is_removed_by_the_next(tmp_pat
             raise KeyboardInterrupt
         real(*arguments)
 
-    old = [write(tmp_path, "buckets", [final(0, aspect=a)], shard=s) for s, a in (("a", "1x1"), ("b", "16x9"))]
-    new = write(tmp_path, "buckets", [final(0, aspect="9x16")], shard="c")
+    old = [wide(tmp_path, [final(0, aspect=a)], shard=s) for s, a in (("a", "1x1"), ("b", "16x9"))]
+    new = wide(tmp_path, [final(0, aspect="9x16")], shard="c")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module.storage, "write_table", dies)
         manifest.fn(old)

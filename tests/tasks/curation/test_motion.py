@@ -10,9 +10,9 @@ from sklearn.datasets import load_sample_image
 
 from tasks.curation.background import CELLS, Moving, camera_moves, decisions, in_common, spread
 from tasks.curation.motion import MotionConfig, clip_speeds, score
+from tasks.tables.clip import Clip
 from tasks.tables.frame_store import FramePair, FrameStore, FrameStoreWriter, decode_jpeg, encode_jpeg
 from tasks.tables.picture import Image
-from tasks.tables.step import Clip
 from tests.tasks.rows import CLIP
 
 WIDTH, HEIGHT = 448, 252

@@ -39,7 +39,7 @@ def test_mark_over_a_moving_scene_is_found_and_cropped(x: int, y: int, opacity: 
     for image in images:
         box = stamp(image, x, y, opacity)
     row = row_of()
-    score_source([row], images, OverlayConfig())
+    row |= score_source([row], images, OverlayConfig())[0]
     found = [Box(**part) for part in row["overlay_boxes"]]
     assert covered(found, box) > 0.9
     assert row["overlay_area"] < 3 * box.area / FRAME.area
@@ -87,7 +87,7 @@ def test_pillarbox_is_cropped_and_the_mark_beside_it_found() -> None:
         box = stamp(image, 370, 15)
         image[:, :60] = image[:, -60:] = 0
     row = row_of()
-    score_source([row], images, OverlayConfig())
+    row |= score_source([row], images, OverlayConfig())[0]
     assert row["border_area"] == pytest.approx(0.25, abs=0.02)
     crop = crop_of(row)
     assert crop.x >= 60
@@ -99,13 +99,13 @@ def test_an_image_has_borders_at_most() -> None:
     image = textured(1)[0]
     image[:30] = image[-30:] = 0
     row = row_of()
-    score_source([row], [image], OverlayConfig())
+    row |= score_source([row], [image], OverlayConfig())[0]
     assert row["overlay_boxes"] == []
     assert crop_of(row).h <= HEIGHT - 60
 
 
 def test_crop_of_text_is_kept_within() -> None:
     row = row_of() | {"crop_h": 220}
-    score_source([row], textured(6), OverlayConfig())
+    row |= score_source([row], textured(6), OverlayConfig())[0]
     assert crop_of(row) == Box(0, 0, WIDTH, 220)
     assert np.isclose(row["border_area"], 0)

@@ -11,10 +11,10 @@ from tasks.curation.edges import Edges
 from tasks.curation.text import TextConfig, crop_text, find_text, measure, score
 from tasks.curation.text_detector import detect
 from tasks.curation.text_regions import Line, Region, finest, fitting, new_regions, pack
+from tasks.tables.clip import Clip
 from tasks.tables.crop import Box, covered, crop_of
 from tasks.tables.frame_store import FrameStore, FrameStoreWriter
 from tasks.tables.picture import Image
-from tasks.tables.step import Clip
 
 WIDTH, HEIGHT = 480, 270
 FRAME = Box(0, 0, WIDTH, HEIGHT)

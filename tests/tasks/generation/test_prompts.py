@@ -5,7 +5,7 @@ import pytest
 from tasks.generation.prompts import Prompt, read_prompts, requests, slug, video_name, write_batches
 from tasks.tables import storage
 from tasks.tables.checks import PreflightError
-from tests.tasks.rows import clip, write
+from tests.tasks.rows import clip, wide
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path):
@@ -24,7 +24,7 @@ def test_json_lines_and_csv_may_bring_seeds(tmp_path):
 def test_a_manifest_gives_its_captions_in_the_order_of_its_files(tmp_path):
     for part, name in enumerate("ab"):
         row = clip(clip_id=name, caption_detailed=f"{name} in detail", caption_short=name)
-        table = storage.read_table(write(tmp_path / name, "caption", [row]))
+        table = storage.read_table(wide(tmp_path / name, [row]))
         storage.write_table(table, str(tmp_path / "manifest" / f"aspect=16x9/duration=5/part-{part:05d}.parquet"))
     manifest = str(tmp_path / "manifest")
     assert [prompt.text for prompt in read_prompts(manifest)] == ["a in detail", "b in detail"]

@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.curation.verdict import Limit, VerdictConfig, judge, limits
+from tasks.curation.verdict import VerdictConfig, judge, limits
 from tasks.pages.report import render, report
 from tasks.pages.report_examples import PER_SOURCE, choose
 from tasks.pages.report_plots import Spread, number
 from tasks.tables import storage
 from tasks.tables.frame_store import FrameStoreWriter
-from tests.tasks.rows import clip, write
+from tasks.tables.limit import Limit
+from tests.tasks.rows import clip, wide
 
-ALLOWED = limits(VerdictConfig(blur_min=40.0, aesthetic_min=3.0))  # the numbers below are about these
+ALLOWED = limits(VerdictConfig(blur_min=40.0, aesthetic_min=3.0), [])  # the numbers below are about these
 BAD = {
     "text": {"text_area_kept": 0.0123, "text_boxes": [{"x": 10, "y": 300, "w": 200, "h": 40}]},
     "overlay": {"overlay_area_kept": 0.0456},
@@ -56,7 +57,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         for i in range(10):
             store.add(i / 2, np.full((90, 160, 3), 25 * i, np.uint8), None, None)
         store.close()
-    return [write(root, "buckets", ROWS)]
+    return [wide(root, ROWS)]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_each_reason_has_a_section_with_the_number_and_its_threshold(page, reaso
 
 
 def test_a_reason_that_rejected_nothing_has_no_section(tmp_path):
-    page = render([write(tmp_path, "buckets", ROWS[:3])], ALLOWED)
+    page = render([wide(tmp_path, ROWS[:3])], ALLOWED)
     assert 'id="reason-' not in page
 
 
@@ -108,7 +109,7 @@ def test_bytes_repeat(tables, page):
 
 
 def test_the_report_opens_without_the_frame_store(tmp_path):
-    found = section(render([write(tmp_path, "buckets", ROWS)], ALLOWED), "reason-blur")
+    found = section(render([wide(tmp_path, ROWS)], ALLOWED), "reason-blur")
     assert "31.7" in found
     assert "no frame stored" in found
 
@@ -117,7 +118,7 @@ def test_the_report_opens_without_the_frame_store(tmp_path):
     "part", [slice(0, 3), slice(3, 10), slice(11, 12)], ids=["all kept", "none kept", "only errors"]
 )
 def test_a_run_of_one_kind_of_row_has_a_report(tmp_path, part):
-    assert "</html>" in render([write(tmp_path, "buckets", ROWS[part])], ALLOWED)
+    assert "</html>" in render([wide(tmp_path, ROWS[part])], ALLOWED)
 
 
 def test_the_page_loads_nothing_from_elsewhere(page):
@@ -126,14 +127,14 @@ def test_the_page_loads_nothing_from_elsewhere(page):
 
 def test_the_page_stays_bounded_for_many_clips(tmp_path):
     many = [judged(clip_id=f"{i:016x}", source_uri=f"/v/{i}.mp4", blur=float(i % 90)) for i in range(2000)]
-    page = render([write(tmp_path, "buckets", many)], ALLOWED)
+    page = render([wide(tmp_path, many)], ALLOWED)
     assert len(page) < 1_000_000
     assert "1,000 of 2,000 rows" in page
 
 
 def test_the_examples_are_the_clips_nearest_to_the_threshold(tmp_path):
     many = [judged(clip_id=f"{i:016x}", source_uri=f"/v/{i}.mp4", blur=20.5 + i) for i in range(40)]
-    found = section(render([write(tmp_path, "buckets", many)], ALLOWED), "reason-blur")
+    found = section(render([wide(tmp_path, many)], ALLOWED), "reason-blur")
     assert "39.5 &lt; 40" in found
     assert "40.5 ≥ 40" in found
 

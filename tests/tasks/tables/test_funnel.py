@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks.tables.funnel import as_text, funnel, worst
-from tests.tasks.rows import clip, write
+from tests.tasks.rows import clip, wide
 
 SOURCE = {"clip_id": None, "keep": False}
 REASONS = ["text", "blur"]
@@ -31,7 +31,7 @@ def tables(tmp_path: Path) -> list[str]:
         clip(source_uri="c", clip_id="c5", keep=False, rejected_by=["mine:filter"]),
         clip(source_uri="d", clip_id=None, keep=False, rejected_by=["duplicate_source"], duplicate_of="00aa"),
     ]
-    return [write(tmp_path, "buckets", first, "one"), write(tmp_path, "buckets", second, "two")]
+    return [wide(tmp_path, first, "one"), wide(tmp_path, second, "two")]
 
 
 def test_a_clip_with_two_reasons_is_lost_once_and_counted_under_both(tables):
@@ -66,12 +66,12 @@ def test_a_reason_that_nobody_announced_is_a_stage_too(tables):
 def test_the_worst_stage_is_the_one_that_lost_most_clips(tmp_path):
     rows = [clip(clip_id=f"c{i}", keep=False, rejected_by=["blur"]) for i in range(3)]
     rows.append(clip(clip_id="c9", keep=False, rejected_by=["text"]))
-    assert worst(funnel([write(tmp_path, "buckets", rows)], REASONS)).name == "blur"
+    assert worst(funnel([wide(tmp_path, rows)], REASONS)).name == "blur"
 
 
 def test_without_any_clip_the_worst_stage_is_one_of_sources(tmp_path):
     row = clip(clip_id=None, keep=False, rejected_by=["error"], error="empty")
-    assert worst(funnel([write(tmp_path, "buckets", [row])], REASONS)).name == "readable"
+    assert worst(funnel([wide(tmp_path, [row])], REASONS)).name == "readable"
 
 
 def test_the_text_has_a_line_for_every_stage_in_aligned_columns(tables):
