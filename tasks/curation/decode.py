@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import av
 import cv2
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from media.display import Display, Image
@@ -32,6 +33,7 @@ HEAD_BYTES = 4096  # what tells an image from a video
 Row = dict[str, Any]
 
 cv2.setNumThreads(1)  # sources are decoded side by side
+pa.array([0])  # pyarrow imports pandas with its first array, where it is installed: a second that each fork would need
 
 
 def decode(path: str, folder: str, samples_per_s: float) -> Row:
