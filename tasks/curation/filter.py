@@ -119,8 +119,8 @@ _MODULES: dict[str, tuple[str, ModuleType]] = {}
 
 
 def declared(filters: Iterable[OwnFilter]) -> list[Score]:
-    """The declarations of filters. ValueError: two write one column, or one that is taken; or one has the name of a step
-    or another score, or no column, or limits of its own, which are set in the verdict."""
+    """The declarations of filters. ValueError: two write one column, or one that is taken; or one has the name of a
+    step or another score, or no column, or limits of its own, which are set in the verdict."""
     scores = [own.declared() for own in dict.fromkeys(filters)]
     folders = {folder_of(name) for name in (*STEPS, *PLACES, *(score.name for score in SCORES))}
     for score in scores:
