@@ -26,6 +26,7 @@ from pydantic import Field
 from tasks.curation.embed import SIDE, SOURCES_PER_GROUP, Film
 from tasks.curation.same_film import similarity
 from tasks.tables import storage
+from tasks.tables.guard import file_name
 from tasks.tables.keys import key_in, key_of, root_of, shard_of
 from tasks.tables.rows import narrow
 from tasks.tables.schema import fields_of
@@ -124,17 +125,20 @@ def find_duplicates(rows: list[Row], film: Callable[[Row], Film], config: DedupS
 
 def read_sources(scanned: str, embedded: str) -> list[Row]:
     """The rows of a shard as far as they decide; ``embedding`` is an array, or None for what cannot be read, with the
-    ``error`` where it could not be embedded."""
+    ``error`` where it could not be embedded, or is not known well enough to be compared."""
     columns = ["source_uri", "source_id", "width", "height", "bit_rate", "duration_s"]
     rows = {row["source_uri"]: row for row in storage.read_table(scanned, columns).to_pylist()}
     found = storage.read_table(embedded, ["source_uri", "embedding", "error"])
     vectors = [vector.values.to_numpy() if vector.is_valid else None for vector in found["embedding"]]
-    return [
-        rows[uri] | {"embedding": vector, "error": error, "place": (embedded, number)}
-        for number, (uri, vector, error) in enumerate(
-            zip(found["source_uri"].to_pylist(), vectors, found["error"].to_pylist(), strict=True)
-        )
-    ]
+    sources = []
+    for number, (uri, vector, error) in enumerate(
+        zip(found["source_uri"].to_pylist(), vectors, found["error"].to_pylist(), strict=True)
+    ):
+        unknown = [name for name in ("width", "height", "duration_s") if rows[uri][name] is None]
+        if vector is not None and unknown:
+            vector, error = None, f"dedup sources: {file_name(rows[uri])}: {', '.join(unknown)} not known"
+        sources.append(rows[uri] | {"embedding": vector, "error": error, "place": (embedded, number)})
+    return sources
 
 
 @lru_cache(maxsize=FILMS_HELD)

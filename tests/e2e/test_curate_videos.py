@@ -16,11 +16,13 @@ from benchmarks.sample_library import build
 from benchmarks.sample_truth import facts
 from flows.cli import main
 from flows.curate_videos import CurationConfig, curate_videos
+from tasks.curation.measure import measure
 from tasks.curation.scores import SCORES
 from tasks.tables import storage
 from tasks.tables.checks import PreflightError
 from tasks.tables.run_record import NothingKept
 from tasks.tables.schema import STEPS
+from tasks.tables.step import RETRIES
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -127,6 +129,7 @@ def test_a_full_disk_fails_the_run_with_its_own_words_and_the_same_command_goes_
         write_table(table, uri, rows_per_group)
 
     monkeypatch.setattr(storage, "write_table", full_disk)
+    monkeypatch.setattr(measure, "retry_delay_seconds", [0] * RETRIES)
     with pytest.raises(OSError, match="No space left"):
         curate_videos(str(tmp_path / "videos"), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "run.json").exists()

@@ -1,12 +1,18 @@
-import io
+"""Results are named by what decides them, found again, and retried where only the storage failed."""
 
-import numpy as np
+import errno
+
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from prefect import flow
 from pydantic import ValidationError
 
+from tasks.curation.buckets import buckets
 from tasks.tables import storage
-from tasks.tables.frame_store import FrameStoreWriter
-from tasks.tables.step import Clip, StepConfig, cores, result_uri, root_of, score_clips, shard_of
+from tasks.tables.keys import key_in, result_uri, root_of, shard_of, step_of, unfinished
+from tasks.tables.rows import narrow
+from tasks.tables.schema import fields_of
+from tasks.tables.step import RETRIES, Made, StepConfig, cores, kept, side_by_side, step_task
 from tests.tasks.rows import clip, read, write
 
 
@@ -15,86 +21,69 @@ class Config(StepConfig):
 
 
 @pytest.fixture
-def table(tmp_path):
-    """A table of two clips, one good, one too short; and the frames of their source."""
-    file = io.BytesIO()
-    writer = FrameStoreWriter(file)
-    for i in range(10):
-        image = np.zeros((36, 64, 3), np.uint8)
-        image[:, 32:] = 200
-        writer.add(i / 2, image, i / 2 + 0.1, image)
-    writer.close()
-    with storage.writing(str(tmp_path / "frames" / "00aa" / "samples.parquet")) as out:
-        out.write(file.getvalue())
-    rows = [
-        clip(clip_id="good"),
-        clip(clip_id="short", rejected_by=["too_short"]),
-    ]
-    return write(tmp_path, "overlays", rows)
+def table(tmp_path) -> str:
+    return write(tmp_path, "cut", [clip()])
 
 
-def brightness(seen: Clip) -> dict:
-    return {"blur": float(np.mean([frame.image.mean() for frame in seen.frames(2)]))}
-
-
-def test_scoring_adds_columns_and_drops_no_row(table):
-    rows = read(score_clips(table, "blur", Config(), brightness))
-    assert [row["clip_id"] for row in rows] == ["good", "short"]
-    assert rows[0]["blur"] == pytest.approx(100, abs=3)
-
-
-def test_what_is_already_rejected_is_not_scored(table):
-    assert read(score_clips(table, "blur", Config(), brightness))[1]["blur"] is None
-
-
-def test_scores_see_the_crop(tmp_path, table):
-    rows = read(table)
-    cropped = write(tmp_path, "overlays", [row | {"crop_x": 320, "crop_w": 320} for row in rows[:1]])
-    assert read(score_clips(cropped, "blur", Config(), brightness))[0]["blur"] == pytest.approx(200, abs=3)
-
-
-def test_a_clip_that_cannot_be_scored_is_a_row_with_its_error(table):
-    def fails(seen: Clip) -> dict:
-        raise ValueError("no such thing")
-
-    row = read(score_clips(table, "blur", Config(), fails))[0]
-    assert row["error"] == "blur: no such thing"
-    assert row["rejected_by"] == ["error"]
+def made(**changes) -> Made:
+    return Made(narrow([clip()], fields_of("verdict")), **changes)
 
 
 def test_a_result_that_is_there_is_not_made_again(table):
-    def tripwire(seen: Clip) -> dict:
-        raise AssertionError("scored again")
+    def tripwire() -> Made:
+        raise AssertionError("made again")
 
-    first = score_clips(table, "blur", Config(), brightness)
-    assert score_clips(table, "blur", Config(), tripwire) == first
+    first = kept([table], "verdict", [1, Config()], made)
+    assert kept([table], "verdict", [1, Config()], tripwire) == first
+    assert read(first) == [{"clip_id": "c0", "keep": True, "error": None, "rejected_by": []}]
 
 
-def test_the_name_of_a_result_depends_on_table_step_version_and_config(table):
+def test_a_result_that_misses_something_for_a_passing_reason_is_never_found_again(table):
+    calls = []
+
+    def broken_off() -> Made:
+        calls.append("")
+        return made(finished=False)
+
+    first, second = (kept([table], "verdict", [1], broken_off) for _ in range(2))
+    assert len(calls) == 2
+    assert len({first, second, result_uri([table], "verdict", 1)}) == 3
+    assert (shard_of(first), step_of(first), root_of(first)) == ("shard", "verdict", root_of(table))
+    later = [result_uri([uri], "caption", 1) for uri in (first, second)]
+    assert later[0] != later[1]  # nor is what was made of it
+
+
+def test_a_make_that_fails_leaves_nothing(table, tmp_path):
+    def fails() -> Made:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        kept([table], "verdict", [1], fails)
+    assert not (tmp_path / "steps" / "verdict").exists()
+
+
+def test_the_name_of_a_result_depends_on_tables_step_version_and_config(table):
     uris = {
-        result_uri(table, "blur", Config(), 1),
-        result_uri(table, "blur", Config(), 2),
-        result_uri(table, "blur", Config(level=2), 1),
-        result_uri(table, "motion", Config(), 1),
-        result_uri(table.replace("0123", "0124"), "blur", Config(), 1),
+        result_uri([table], "blur", Config(), 1),
+        result_uri([table], "blur", Config(), 2),
+        result_uri([table], "blur", Config(level=2), 1),
+        result_uri([table], "motion", Config(), 1),
+        result_uri([table.replace("0123", "0124")], "blur", Config(), 1),
+        result_uri([table, table], "blur", Config(), 1),
     }
-    assert len(uris) == 5
+    assert len(uris) == 6
 
 
-def test_a_table_knows_its_root_and_its_shard(tmp_path, table):
-    assert root_of(table) == str(tmp_path)
-    assert shard_of(table) == "shard"
+def test_a_table_knows_its_root_its_shard_its_step_and_its_key(tmp_path, table):
+    assert (root_of(table), shard_of(table), step_of(table)) == (str(tmp_path), "shard", "cut")
+    assert key_in(table) == "0123"
+    assert key_in(unfinished(table)) != "0123"
 
 
-def test_a_deleted_frame_store_is_no_error_of_the_clip(tmp_path):
-    table = write(tmp_path, "overlays", [clip()])
-    with pytest.raises(FileNotFoundError, match=r"decode the sources again"):
-        score_clips(table, "blur", Config(), brightness)
-
-
-def test_a_misspelt_option_is_an_error():
-    with pytest.raises(ValidationError):
-        Config(levle=1.0)
+def test_a_misspelt_option_and_a_number_that_is_none_are_errors():
+    for settings in ({"levle": 1.0}, {"level": float("nan")}, {"level": float("inf")}):
+        with pytest.raises(ValidationError):
+            Config(**settings)
 
 
 def test_a_task_that_was_given_one_core_uses_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,3 +93,74 @@ def test_a_task_that_was_given_one_core_uses_one(monkeypatch: pytest.MonkeyPatch
     assert cores() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     assert cores() == bound
+
+
+def test_work_side_by_side_keeps_its_order():
+    assert list(side_by_side(lambda n: n * n, range(50))) == [n * n for n in range(50)]
+
+
+def run(problem_at: list[Exception | None], prefect_api: str) -> tuple[int, object]:
+    """How often a task is tried whose storage raises the problems in turn, and what the flow run ends with."""
+    tries: list[int] = []
+
+    @step_task("tried")
+    def tried(table: str) -> str:
+        tries.append(1)
+        if problem := problem_at[len(tries) - 1] if len(tries) <= len(problem_at) else None:
+            try:
+                raise problem
+            except Exception as cause:
+                raise storage.OutputError(getattr(cause, "errno", None), str(cause), table) from cause
+        return table
+
+    assert tried.retry_delay_seconds == [2, 4, 8]
+
+    @flow
+    def curation() -> str:
+        return tried.with_options(retry_delay_seconds=0)("/out/steps/scan/a-1.parquet")
+
+    state = curation(return_state=True)
+    return len(tries), state
+
+
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_task_whose_storage_fails_twice_ends_well(prefect_api):
+    tries, state = run([full_disk(), ConnectionError("reset")], prefect_api)
+    assert (tries, state.is_completed()) == (3, True)
+
+
+def test_a_task_whose_storage_goes_on_failing_ends_with_its_words(prefect_api):
+    tries, state = run([full_disk() for _ in range(9)], prefect_api)
+    assert tries == 1 + RETRIES
+    with pytest.raises(storage.OutputError, match="No space left"):
+        state.result()
+
+
+def test_a_step_goes_on_when_an_object_store_answers_again(prefect_api, monkeypatch):
+    row = clip()
+    uris = [f"memory://retried/steps/{step}/s-{step}.parquet" for step in ("cut", "verdict")]
+    for uri, step in zip(uris, ("cut", "verdict"), strict=True):
+        storage.write_table(narrow([row], fields_of(step)), uri)
+    info, failed = MemoryFileSystem.info, []
+
+    def down_twice(self, path, **kwargs):
+        if "/steps/buckets/" in path and len(failed) < 2:
+            failed.append(path)
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return info(self, path, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", down_twice)
+
+    @flow
+    def curation() -> list[str]:
+        return buckets.with_options(retry_delay_seconds=0)(uris)
+
+    assert read(curation()[-1])[0]["bucket_aspect"] == "16x9"
+    assert len(failed) == 2
+
+
+def test_what_would_only_repeat_itself_is_not_tried_again(prefect_api):
+    assert run([PermissionError(errno.EACCES, "Permission denied")] * 2, prefect_api)[0] == 1
