@@ -68,7 +68,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--runner", choices=["threads", "processes", "ray"], default="threads")
     parser.add_argument("--ray-address", metavar="ray://HOST:PORT")
     parser.add_argument("--sources-per-shard", type=at_least_one, default=64, metavar="N")
-    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most so many sources, drawn by their names' hashes")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most so many sources, drawn by hash")
     parser.add_argument(
         "--sample", metavar="1%", help="only such a part of the sources; the end says what all of them would take"
     )

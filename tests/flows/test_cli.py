@@ -96,6 +96,8 @@ def test_a_run_that_failed_in_part_names_its_shards_and_shows_what_it_has(librar
     spoiled = sorted((out / "steps" / "verdict").glob("picture*"))[-1]
     spoiled.unlink()
     spoiled.mkdir()  # a result that is there and cannot be read
+    for made_of_it in (out / "steps" / "clips").glob("picture*"):
+        made_of_it.unlink()
     assert main([str(library / "in"), str(out), "--sources-per-shard", "1"]) == 1
     shown = capfd.readouterr()
     shard = spoiled.name.rpartition("-")[0]
