@@ -13,7 +13,6 @@ from pathlib import Path
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 
@@ -48,6 +47,13 @@ class _ShowSettings(argparse.Action):
         parser.exit()
 
 
+def at_least_one(text: str) -> int:
+    """A whole number above 0. ValueError, which argparse puts into words: it is none."""
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a run."""
     parser = argparse.ArgumentParser(
@@ -61,8 +67,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--profile", choices=["lite", "paper"], default="lite")
     parser.add_argument("--runner", choices=["threads", "processes", "ray"], default="threads")
     parser.add_argument("--ray-address", metavar="ray://HOST:PORT")
-    parser.add_argument("--sources-per-shard", type=int, default=64, metavar="N")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many sources, drawn by their names' hashes")
+    parser.add_argument("--sources-per-shard", type=at_least_one, default=64, metavar="N")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most so many sources, drawn by hash")
     parser.add_argument(
         "--sample", metavar="1%", help="only such a part of the sources; the end says what all of them would take"
     )
@@ -132,7 +138,7 @@ def run(arguments: list[str]) -> int:
                 options.sample,
                 options.retry_errors,
             )
-    except (PreflightError, ParameterTypeError) as problem:
+    except PreflightError as problem:
         return _say(str(problem), 2)
     except (NothingKept, FailedInPart) as problem:
         status = _say(str(problem), 1)
