@@ -82,14 +82,20 @@ def black_lines(lightest: Plane, darkest: Plane) -> int:
     if taken[:2].max() > MARKED:
         return 0
     begins = ((unlike[:-STEP] <= EVEN) & (unlike[STEP:] - unlike[:-STEP] > EVEN)).mean(axis=1)
-    # The picture begins at one line nearly everywhere, whatever a mark or subtitles took of the bar before.
-    for line in np.flatnonzero(begins >= CLEAR).tolist():
-        if taken[: line + 1].mean() <= 0.5:  # of all pictures together; of any one it is asked in the end
-            return int(begins[line : line + STEP].argmax()) + line + STEP + 2
-    # In a dark film less of it is seen to begin; then nothing else may be in the bar.
+    # The picture begins at one line nearly everywhere, whatever a mark or subtitles took of the bar before. In a dark
+    # film less of it is seen to begin; then nothing else may be in the bar.
     last = int(np.flatnonzero(taken > MARKED)[0]) if (taken > MARKED).any() else 0
-    edges = [line for line in np.flatnonzero(begins[:last] >= STRAIGHT).tolist() if line >= last - STEP]
-    return min(edges[0] + STEP, last) + 2 if edges else 0
+    lines = 0
+    for edge in np.flatnonzero(begins >= CLEAR).tolist():
+        if taken[: edge + 1].mean() <= 0.5:  # of all pictures together; of any one it is asked in the end
+            lines = int(begins[edge : edge + STEP].argmax()) + edge + STEP + 2
+            break
+    else:
+        edges = [edge for edge in np.flatnonzero(begins[:last] >= STRAIGHT).tolist() if edge >= last - STEP]
+        lines = min(edges[0] + STEP, last) + 2 if edges else 0
+    # Dark water and night skies are even, too, but not as even as what was never filmed.
+    blank = lines and np.percentile(unlike[: max(2, lines - STEP - 2)], 60) <= EVEN / 2
+    return lines if blank else 0
 
 
 def inside_blurred(luma: Sequence[Plane]) -> Box:
