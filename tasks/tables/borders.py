@@ -17,6 +17,7 @@ BLACK = 72  # the lightest level, of 255, of a black bar: copies with lifted bri
 EVEN = 12  # the pixels of a bar stay within this of its level, and the picture begins with a step of more
 STEP = 3  # lines within which the picture has begun: scaling and coding blur its edge
 CLEAR, STRAIGHT = 0.7, 0.25  # shares of a bar's length along which the picture clearly, or at least, begins at one line
+ROUGH = 0.15  # largest share of the pixels of a bar, marks apart, that are unlike it by more than half of EVEN
 MARKED = 0.3  # largest share of a bar that marks and subtitles take
 LIT = 0.7  # least share of what is inside borders that is unlike them in some picture: text on black is less
 CONTENT = 0.1  # least width and height of what is inside borders, as a fraction of the frame's
@@ -94,8 +95,11 @@ def black_lines(lightest: Plane, darkest: Plane) -> int:
         edges = [edge for edge in np.flatnonzero(begins[:last] >= STRAIGHT).tolist() if edge >= last - STEP]
         lines = min(edges[0] + STEP, last) + 2 if edges else 0
     # Dark water and night skies are even, too, but not as even as what was never filmed.
-    blank = lines and np.percentile(unlike[: max(2, lines - STEP - 2)], 60) <= EVEN / 2
-    return lines if blank else 0
+    if not lines:
+        return 0
+    plain = unlike[: max(2, lines - STEP - 2)]
+    plain = plain[plain <= EVEN]
+    return lines if (plain > EVEN // 2).sum() <= ROUGH * plain.size else 0
 
 
 def inside_blurred(luma: Sequence[Plane]) -> Box:
