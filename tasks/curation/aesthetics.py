@@ -17,7 +17,7 @@ from tasks.tables.picture import Image, shrink
 from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
 
 COLOUR_SIDE = 160  # pixels: the colours of a picture need no more of it
-VERSION = 1
+VERSION = 2
 
 
 class AestheticsConfig(StepConfig):

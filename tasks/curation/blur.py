@@ -12,7 +12,7 @@ from pydantic import Field
 from tasks.tables.picture import Image, at_side
 from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
 
-VERSION = 1
+VERSION = 2
 
 
 class BlurConfig(StepConfig):

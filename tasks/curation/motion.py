@@ -22,7 +22,7 @@ from tasks.tables.frame_store import FramePair
 from tasks.tables.picture import Image, at_side
 from tasks.tables.step import Clip, Row, StepConfig, score_clips, step_task
 
-VERSION = 2
+VERSION = 3
 
 Array = NDArray[np.float32]
 
