@@ -26,6 +26,7 @@ from tasks.tables.step import Row, StepConfig
 
 Array = NDArray[np.float32]
 
+FLOW_SIDE = 48  # pixels, least side of a picture that flow is computed in: below 32 OpenCV gives NaN, or crashes
 SMOOTHING = 0.9  # pixels, standard deviation
 STRIDE = 3  # every third pixel, each way, is judged
 FIT_STRIDE = 4  # the transform is fitted to every fourth of those
@@ -41,8 +42,13 @@ class MotionConfig(StepConfig):
 
 
 def working_picture(image: Image, side: int) -> Image:
-    """Grey uint8 [h, w] with a longest side of ``side``: what is small in pixels is then equally small everywhere."""
-    return at_side(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8), side)
+    """Grey uint8 [h, w] with a longest side of ``side``: what is small in pixels is then equally small everywhere.
+
+    A strip of fewer than FLOW_SIDE lines is continued by its last line: flow is computed in no smaller picture.
+    """
+    grey = at_side(np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8), side)
+    missing = [(0, max(0, FLOW_SIDE - lines)) for lines in grey.shape]
+    return np.pad(grey, missing, mode="edge") if np.any(missing) else grey
 
 
 def smoothed(picture: Image) -> Array:

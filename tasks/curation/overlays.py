@@ -29,6 +29,8 @@ SIDE = 480  # longest side of the pictures in which overlays are sought
 GRID = 5  # a frame is split into GRID x GRID cells to tell whether the picture moved
 MIN_VIEWS = 4  # fewer different views of a source cannot tell an overlay from the scene
 DEVIATION = 0.45  # how far, squared, a view's gradient may be from the mean one: the scene shows through or changes it
+SIGNIFICANT = 16.0  # how much stronger, squared, an edge common to many views is than the standard error of their mean
+MANY_VIEWS = 8  # fewer do not tell their standard error
 MAX_FOUND = 6  # more things that stay fixed are a scene that does
 
 
@@ -58,7 +60,7 @@ def moved(a: Edges, b: Edges) -> bool:
     return bool(changed.sum() >= 0.6 * (edged > 0.01).sum() and changed[rim].sum() >= 5)
 
 
-def different_views(images: Sequence[Image], limit: int = 8) -> list[int]:
+def different_views(images: Sequence[Image], limit: int = 16) -> list[int]:
     """Indices of pictures in each of which the whole scene has moved against all others of them."""
     halves = [Edges.of(shrink(image, SIDE // 2)) for image in images]
     views: list[int] = []
@@ -69,11 +71,18 @@ def different_views(images: Sequence[Image], limit: int = 8) -> list[int]:
 
 
 def fixed_edges(edges: Sequence[Edges], config: OverlayConfig) -> NDArray[np.bool_]:
-    """Where an edge [H, W] is the same in nearly all of several views."""
+    """Where an edge [H, W] is the same in nearly all of several views, or is what all of them have in common.
+
+    The edges of a see-through mark over busy texture are in no view as they are; but the texture's differ from view to
+    view, so that their mean is small, for its standard error, and the mark's is not.
+    """
     x, y = np.mean([one.x for one in edges], axis=0), np.mean([one.y for one in edges], axis=0)
     strength = x * x + y * y
-    like = sum((one.x - x) ** 2 + (one.y - y) ** 2 < DEVIATION * strength for one in edges)
-    return (strength > config.min_edge**2) & (like >= config.min_share * len(edges))
+    off = [(one.x - x) ** 2 + (one.y - y) ** 2 for one in edges]
+    like = sum(each < DEVIATION * strength for each in off) >= config.min_share * len(edges)
+    error = np.sum(off, axis=0) / (len(edges) * (len(edges) - 1))
+    common = strength > SIGNIFICANT * cv2.blur(error, (3, 3))
+    return (strength > config.min_edge**2) & (like | (common if len(edges) >= MANY_VIEWS else False))
 
 
 def roundness(edges: Edges, where: NDArray[np.bool_]) -> float:

@@ -17,6 +17,7 @@ BLACK = 72  # the lightest level, of 255, of a black bar: copies with lifted bri
 EVEN = 12  # the pixels of a bar stay within this of its level, and the picture begins with a step of more
 STEP = 3  # lines within which the picture has begun: scaling and coding blur its edge
 CLEAR, STRAIGHT = 0.7, 0.25  # shares of a bar's length along which the picture clearly, or at least, begins at one line
+ROUGH = 0.15  # largest share of the pixels of a bar, marks apart, that are unlike it by more than half of EVEN
 MARKED = 0.3  # largest share of a bar that marks and subtitles take
 LIT = 0.7  # least share of what is inside borders that is unlike them in some picture: text on black is less
 CONTENT = 0.1  # least width and height of what is inside borders, as a fraction of the frame's
@@ -82,14 +83,23 @@ def black_lines(lightest: Plane, darkest: Plane) -> int:
     if taken[:2].max() > MARKED:
         return 0
     begins = ((unlike[:-STEP] <= EVEN) & (unlike[STEP:] - unlike[:-STEP] > EVEN)).mean(axis=1)
-    # The picture begins at one line nearly everywhere, whatever a mark or subtitles took of the bar before.
-    for line in np.flatnonzero(begins >= CLEAR).tolist():
-        if taken[: line + 1].mean() <= 0.5:  # of all pictures together; of any one it is asked in the end
-            return int(begins[line : line + STEP].argmax()) + line + STEP + 2
-    # In a dark film less of it is seen to begin; then nothing else may be in the bar.
+    # The picture begins at one line nearly everywhere, whatever a mark or subtitles took of the bar before. In a dark
+    # film less of it is seen to begin; then nothing else may be in the bar.
     last = int(np.flatnonzero(taken > MARKED)[0]) if (taken > MARKED).any() else 0
-    edges = [line for line in np.flatnonzero(begins[:last] >= STRAIGHT).tolist() if line >= last - STEP]
-    return min(edges[0] + STEP, last) + 2 if edges else 0
+    lines = 0
+    for edge in np.flatnonzero(begins >= CLEAR).tolist():
+        if taken[: edge + 1].mean() <= 0.5:  # of all pictures together; of any one it is asked in the end
+            lines = int(begins[edge : edge + STEP].argmax()) + edge + STEP + 2
+            break
+    else:
+        edges = [edge for edge in np.flatnonzero(begins[:last] >= STRAIGHT).tolist() if edge >= last - STEP]
+        lines = min(edges[0] + STEP, last) + 2 if edges else 0
+    # Dark water and night skies are even, too, but not as even as what was never filmed.
+    if not lines:
+        return 0
+    plain = unlike[: max(2, lines - STEP - 2)]
+    plain = plain[plain <= EVEN]
+    return lines if (plain > EVEN // 2).sum() <= ROUGH * plain.size else 0
 
 
 def inside_blurred(luma: Sequence[Plane]) -> Box:

@@ -37,10 +37,11 @@ def crop_of(row: dict[str, Any]) -> Box:
 
 
 def cut_out(image: Image, box: Box, width: int, height: int) -> Image:
-    """The part of ``image`` under ``box``, where ``box`` is given in pixels of a picture of ``width`` x ``height``."""
+    """The part of ``image`` under ``box``, in pixels of a picture of ``width`` x ``height``; at least one pixel."""
     h, w = image.shape[:2]
     left, right = round(box.x * w / width), round((box.x + box.w) * w / width)
     top, bottom = round(box.y * h / height), round((box.y + box.h) * h / height)
+    left, top = min(max(left, 0), w - 1), min(max(top, 0), h - 1)
     return image[top : max(bottom, top + 1), left : max(right, left + 1)]
 
 

@@ -109,3 +109,23 @@ def test_crop_of_text_is_kept_within() -> None:
     row |= score_source([row], textured(6), OverlayConfig())[0]
     assert crop_of(row) == Box(0, 0, WIDTH, 220)
     assert np.isclose(row["border_area"], 0)
+
+
+def test_a_see_through_mark_over_busy_texture_is_found_by_many_views() -> None:
+    images = textured(16, 29.0)
+    for image in images:
+        box = stamp(image, 420, 15, 0.3)
+    assert covered(find_overlays(images, OverlayConfig()), box) > 0.5
+    assert find_overlays(textured(16, 29.0), OverlayConfig()) == []
+
+
+def test_a_mark_inside_a_black_bar_is_no_overlay_and_is_cropped_with_it() -> None:
+    images = textured(10)
+    for image in images:
+        image[:60] = image[-60:] = 0
+        box = stamp(image, 420, 10)
+    row = row_of()
+    score_source([row], images, OverlayConfig())
+    assert row["overlay_boxes"] == []
+    assert not box.meet(crop_of(row)).area
+    assert row["border_area"] == pytest.approx(120 / HEIGHT, abs=0.03)

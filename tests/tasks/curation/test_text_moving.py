@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
+from sklearn.datasets import load_sample_image
 
 from tasks.curation.edges import Edges
 from tasks.curation.text import TextConfig, score
@@ -83,13 +84,13 @@ def test_credits_that_roll_over_a_still_scene_are_found_along_their_whole_way() 
 
 
 def test_subjects_that_move_before_a_still_camera_are_no_text() -> None:
-    images = still()
-    leaves = still(1)[0][::-1].copy()
+    photo = cv2.resize(load_sample_image("china.jpg"), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    images = [np.asarray(photo, np.uint8).copy() for _ in range(SAMPLES)]
     rng = np.random.default_rng(3)
+    ys, xs = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     for i, image in enumerate(images):
-        for _ in range(60):
-            x, y = rng.integers(0, [150, HEIGHT - 20])
-            image[y : y + 16, x : x + 16] = leaves[y : y + 16, x + 200 : x + 216]
+        sway = [cv2.resize(rng.normal(0, 8, (6, 8)).astype(np.float32), (WIDTH, HEIGHT)) * (xs < 180) for _ in "xy"]
+        image[:] = cv2.remap(image, xs + sway[0], ys + sway[1], cv2.INTER_LINEAR, None, cv2.BORDER_REFLECT)
         x = 200 + 20 * i
         cv2.circle(image, (x, 150), 40, (200, 160, 140), -1)
         cv2.line(image, (x - 30, 150), (x + 30, 220), (20, 20, 20), 6)
