@@ -8,6 +8,7 @@ from prefect import flow, task
 
 from flows.shards import Shards
 from tasks.tables.run_record import failed_in_part
+from tasks.tables.tally import ShardSize
 
 LISTED = [f"/out/steps/sources/{name}-0123.parquet" for name in "abc"]
 
@@ -40,7 +41,7 @@ def run(work: Any) -> tuple[Any, list[tuple[str, int]]]:
 
     @flow
     def curation() -> Any:
-        return work(Shards(LISTED, watch=watch))
+        return work(Shards(LISTED, [ShardSize(1, 10)] * len(LISTED), watch=watch))
 
     return curation(), levels
 

@@ -81,7 +81,7 @@ def test_every_measure_takes_any_picture(images: list[Image]) -> None:
     speeds = motion.clip_speeds([FramePair(0.0, 1 / 15, shrink(images[0], 448), shrink(images[-1], 448))])
     assert all(math.isfinite(speed) and speed >= 0 for speed in speeds)
     source = row_of(width, height, frame)
-    score_source([source], [shrink(image, 640) for image in images], OverlayConfig())
+    source |= score_source([source], [shrink(image, 640) for image in images], OverlayConfig())[0]
     assert crop_of(source).area > 0
     assert 0 <= source["border_area"] < 1
 
@@ -108,7 +108,7 @@ def test_a_crop_without_area_still_shows_a_pixel(crop: Box) -> None:
     clip.row.update(row_of(64, 36, crop))
     assert text.score(clip, text.TextConfig())["text_area_kept"] >= 0
     row = row_of(64, 36, crop)
-    score_source([row], [image] * 4, OverlayConfig())
+    row |= score_source([row], [image] * 4, OverlayConfig())[0]
     assert crop_of(row).area >= 0
 
 

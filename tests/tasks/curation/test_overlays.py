@@ -125,7 +125,8 @@ def test_a_mark_inside_a_black_bar_is_no_overlay_and_is_cropped_with_it() -> Non
         image[:60] = image[-60:] = 0
         box = stamp(image, 420, 10)
     row = row_of()
-    score_source([row], images, OverlayConfig())
+    (found,) = score_source([row], images, OverlayConfig())
+    row |= found
     assert row["overlay_boxes"] == []
     assert not box.meet(crop_of(row)).area
     assert row["border_area"] == pytest.approx(120 / HEIGHT, abs=0.03)
