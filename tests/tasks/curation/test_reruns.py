@@ -24,7 +24,8 @@ from tasks.curation.scan import scan
 from tasks.curation.settings import CurationConfig
 from tasks.curation.verdict import verdict
 from tasks.tables.keys import step_of
-from tasks.tables.sources import find_sources, write_shards
+from tasks.tables.shards import write_shards
+from tasks.tables.sources import find_sources
 from tests.tasks.curation.own_filters import DARK
 from tests.tasks.rows import clip, read, store, tables
 
