@@ -47,10 +47,11 @@ class Chosen:
         """The folder of its tables."""
         return folder_of(self.name)
 
-    def scorer(self) -> Scorer:
+    def scorer(self, device: int | None = None) -> Scorer:
         """The scorer, made once in a process and kept for the shards that follow. Another declaration of the same
-        name, as that of a filter whose module has changed, has its own."""
-        key = self.name, self.config.model_dump_json()
+        name, as that of a filter whose module has changed, has its own; so has each ``device``, by its number in this
+        process, as that is where its network stays."""
+        key = self.name, self.config.model_dump_json(), device or 0
         with _LOADING:
             known = _LOADED.get(key)
             if known is None or known[0] is not self.score.scorers:
@@ -58,7 +59,7 @@ class Chosen:
         return known[1]
 
 
-_LOADED: dict[tuple[str, str], tuple[Mapping[str, MakeScorer], Scorer]] = {}
+_LOADED: dict[tuple[str, str, int], tuple[Mapping[str, MakeScorer], Scorer]] = {}
 _LOADING = threading.Lock()
 
 
@@ -238,27 +239,27 @@ class _Work:
 
     def _measure_batches(self, each: Chosen, groups: Sequence[list[Row]]) -> None:
         """A score whose samples are prepared in threads and scored in full batches, across clips and sources."""
-        scorer = each.scorer()
-        with device_slot(scorer.device), ExitStack() as opened:
+        with device_slot(each.scorer().device) as device, ExitStack() as opened:
             start = time.perf_counter()
-            samples = prepared(self._preparations(each, groups, opened), scorer.batch + 2 * cores())
+            scorer = each.scorer(device)
+            samples = prepared(self._preparations(each, scorer, groups, opened), scorer.batch + 2 * cores())
             for batch in batches(samples, scorer.batch):
                 score_batch(scorer, batch, partial(self._guarded, each), partial(self._take, each))
                 self._write_parts()
             self.seconds[each.name].append(time.perf_counter() - start)
 
     def _preparations(
-        self, each: Chosen, groups: Sequence[list[Row]], opened: ExitStack
+        self, each: Chosen, scorer: Scorer, groups: Sequence[list[Row]], opened: ExitStack
     ) -> Iterator[Callable[[], list[tuple[Unit, Any]]]]:
         """What prepares the units of all sources, in order; what it needs open is closed by ``opened``."""
         for rows in groups:
             units = self._units(each, rows)
             frames = opened.enter_context(SharedFrames(self.root, rows[0], users=len(units)))
             for unit in units:
-                yield partial(self._prepare, each, unit, frames)
+                yield partial(self._prepare, each, scorer, unit, frames)
 
-    def _prepare(self, each: Chosen, unit: Unit, frames: SharedFrames) -> list[tuple[Unit, Any]]:
+    def _prepare(self, each: Chosen, scorer: Scorer, unit: Unit, frames: SharedFrames) -> list[tuple[Unit, Any]]:
         """A unit with its sample; nothing where it has an error."""
         with frames.used(), self._guarded(each, unit):
-            return [(unit, each.scorer().prepare(self._clips(each, unit, frames)))]
+            return [(unit, scorer.prepare(self._clips(each, unit, frames)))]
         return []
