@@ -106,7 +106,7 @@ def results(tmp_path_factory):
         for names in pieces(config, OWN):
             given = measure.fn(given, names, config, OWN)
         given = buckets.fn(caption.fn(verdict.fn(given, config.verdict, OWN)))
-        return {step_of(uri): uri for uri in [embedded, *given, clips.fn(given, listed, OWN)]}
+        return {step_of(uri): uri for uri in [embedded, *given, clips.fn(given, None, OWN)]}
 
     return run
 
