@@ -17,7 +17,8 @@ parameters as ``module:name``::
     {"config": {"verdict": {"filters": [{"filter": "my_filters:colourful", "low": 0.1}]}}}
 
 The column is in OUT/clips and in the manifest, and the report draws its histogram. Another limit scores nothing again.
-A filter with more than one column, or with a network, is a whole ``tasks.tables.score.Score`` in the same place.
+A filter with more than one column, or with a network, is a whole ``tasks.tables.score.Score`` in the same place. Then
+a limit says which of its columns it is on: ``{"filter": "my_filters:faces", "column": "faces_area", "high": 0.3}``.
 """
 
 import os

@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 from tasks.curation.filter import OwnFilter, declared
 from tasks.curation.inputs import Inputs, inputs_of
 from tasks.curation.scores import SCORES
+from tasks.curation.verdict import limits
 from tasks.tables.checks import PreflightError
 from tasks.tables.schema import RESERVED
 from tasks.tables.step import StepConfig
@@ -28,10 +29,11 @@ def check_profile(profile: str) -> None:
 
 
 def check_filters(thresholds: StepConfig) -> list[OwnFilter]:
-    """The user's own filters, each once. PreflightError: one cannot be had, or two write one column."""
+    """The user's own filters, each once. PreflightError: one cannot be had, two write one column, or a limit is on a
+    column that its filter does not have."""
     try:
         own = [OwnFilter.of(name) for name in dict.fromkeys(limit.filter for limit in thresholds.filters)]  # type: ignore[attr-defined]
-        declared(own)
+        limits(thresholds, own)
     except ValueError as problem:
         raise PreflightError(str(problem)) from problem
     return own

@@ -7,6 +7,7 @@ docs/curation.md argues the defaults.
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from pydantic import Field, create_model
 
 from tasks.curation.filter import OwnFilter, declared
@@ -16,7 +17,7 @@ from tasks.tables.guard import Faults, guarded
 from tasks.tables.limit import Limit
 from tasks.tables.rows import joined, narrow
 from tasks.tables.schema import fields_of
-from tasks.tables.score import Threshold
+from tasks.tables.score import Score, Threshold
 from tasks.tables.step import Made, Row, StepConfig, kept, step_task
 
 VERSION = 3
@@ -45,6 +46,7 @@ class FilterLimit(StepConfig):
     """The allowed range of a filter of the user's own (tasks/curation/filter.py)."""
 
     filter: str = Field(description="The filter as module:name")
+    column: str | None = Field(None, description="Which of its columns, where it has several; empty: its first")
     low: float | None = Field(None, description="Smallest value that is kept")
     high: float | None = Field(None, description="Largest value that is kept")
 
@@ -68,15 +70,28 @@ VerdictConfig = create_model(
 
 
 def limits(config: StepConfig, own: Sequence[OwnFilter]) -> list[Limit]:
-    """The thresholds in the order of the funnel; ``own`` are the filters that ``config`` names."""
+    """The thresholds in the order of the funnel; ``own`` are the filters that ``config`` names.
+
+    ValueError: a limit is on a column that its filter does not have, or that holds no numbers.
+    """
     found = [threshold.at(getattr(config, threshold.setting)) for threshold in THRESHOLDS]
     # A limit on the source that nobody asked for is no stage of the funnel.
     found = [limit for limit in found if not (limit.off and limit.reason in {each.reason for each in OF_SOURCE})]
     scores = {each.name: score for each, score in zip(own, declared(own), strict=True)}
-    for asked in config.filters:  # type: ignore[attr-defined]
-        column = scores[asked.filter].columns[0].name
-        found.append(Limit(asked.filter, column, asked.low, asked.high, f"Your own filter {asked.filter} says so."))
-    return found
+    return found + [_own_limit(asked, scores[asked.filter]) for asked in config.filters]  # type: ignore[attr-defined]
+
+
+def _own_limit(asked: FilterLimit, score: Score) -> Limit:
+    """The limit on a column of a filter. ValueError: it has no such column, or one that holds no numbers."""
+    names = [column.name for column in score.columns]
+    name = asked.column or names[0]
+    if name not in names:
+        raise ValueError(f"the filter {asked.filter!r} has no column {name!r}: it has {', '.join(names)}")
+    kind = score.columns[names.index(name)].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"the column {name!r} of the filter {asked.filter!r} holds no numbers: {kind}")
+    reason = f"{asked.filter} {name}" if asked.column else asked.filter
+    return Limit(reason, name, asked.low, asked.high, f"Your own filter {reason} says so.")
 
 
 def judge(row: Row, allowed: Sequence[Limit]) -> Row:

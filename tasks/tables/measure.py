@@ -7,25 +7,25 @@ serve the next. A score on an accelerator is a piece of work of its own, under a
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from tasks.tables import storage
+from tasks.tables.batches import Unit, batches, prepared, score_batch
 from tasks.tables.clip import Clip, SharedFrames, by_source, is_live
-from tasks.tables.device import device_slot, out_of_memory
+from tasks.tables.device import device_slot
 from tasks.tables.guard import Faults, guarded
 from tasks.tables.keys import folder_of, result_uri, root_of
 from tasks.tables.parts import Parts
 from tasks.tables.rows import joined, narrow, values_over
 from tasks.tables.score import MakeScorer, Score, Scorer
 from tasks.tables.step import Made, Row, StepConfig, cores, kept
-from tasks.tables.storage import OutputError
 from tasks.tables.ticks import ticker
 
 LONG = 16  # clips: those of a longer source are measured side by side
@@ -47,10 +47,11 @@ class Chosen:
         """The folder of its tables."""
         return folder_of(self.name)
 
-    def scorer(self) -> Scorer:
+    def scorer(self, device: int | None = None) -> Scorer:
         """The scorer, made once in a process and kept for the shards that follow. Another declaration of the same
-        name, as that of a filter whose module has changed, has its own."""
-        key = self.name, self.config.model_dump_json()
+        name, as that of a filter whose module has changed, has its own; so has each ``device``, by its number in this
+        process, as that is where its network stays."""
+        key = self.name, self.config.model_dump_json(), device or 0
         with _LOADING:
             known = _LOADED.get(key)
             if known is None or known[0] is not self.score.scorers:
@@ -58,7 +59,7 @@ class Chosen:
         return known[1]
 
 
-_LOADED: dict[tuple[str, str], tuple[Mapping[str, MakeScorer], Scorer]] = {}
+_LOADED: dict[tuple[str, str, int], tuple[Mapping[str, MakeScorer], Scorer]] = {}
 _LOADING = threading.Lock()
 
 
@@ -238,63 +239,27 @@ class _Work:
 
     def _measure_batches(self, each: Chosen, groups: Sequence[list[Row]]) -> None:
         """A score whose samples are prepared in threads and scored in full batches, across clips and sources."""
-        scorer = each.scorer()
-        waiting: list[tuple[list[Row], Any]] = []
-        with device_slot(scorer.device):
+        with device_slot(each.scorer().device) as device, ExitStack() as opened:
             start = time.perf_counter()
-            for prepared in self._prepared(each, groups):
-                waiting.append(prepared)
-                if len(waiting) == scorer.batch:
-                    self._score_batch(each, waiting)
-                    waiting = []
-                    self._write_parts()
-            if waiting:
-                self._score_batch(each, waiting)
+            scorer = each.scorer(device)
+            samples = prepared(self._preparations(each, scorer, groups, opened), scorer.batch + 2 * cores())
+            for batch in batches(samples, scorer.batch):
+                score_batch(scorer, batch, partial(self._guarded, each), partial(self._take, each))
+                self._write_parts()
             self.seconds[each.name].append(time.perf_counter() - start)
 
-    def _prepared(self, each: Chosen, groups: Sequence[list[Row]]) -> Iterator[tuple[list[Row], Any]]:
-        """Units with their samples, in order, prepared in threads a batch or two ahead of the device: pictures of a
-        whole shard would not fit into memory."""
-        ahead = each.scorer().batch + 2 * cores()
-        coming: deque[Future[list[tuple[list[Row], Any]]]] = deque()
-        with ThreadPoolExecutor(cores()) as pool, ExitStack() as opened:
-            for rows in groups:
-                units = self._units(each, rows)
-                frames = opened.enter_context(SharedFrames(self.root, rows[0], users=len(units)))
-                for unit in units:
-                    if len(coming) >= ahead:
-                        yield from coming.popleft().result()
-                    coming.append(pool.submit(self._prepare, each, unit, frames))
-            while coming:
-                yield from coming.popleft().result()
+    def _preparations(
+        self, each: Chosen, scorer: Scorer, groups: Sequence[list[Row]], opened: ExitStack
+    ) -> Iterator[Callable[[], list[tuple[Unit, Any]]]]:
+        """What prepares the units of all sources, in order; what it needs open is closed by ``opened``."""
+        for rows in groups:
+            units = self._units(each, rows)
+            frames = opened.enter_context(SharedFrames(self.root, rows[0], users=len(units)))
+            for unit in units:
+                yield partial(self._prepare, each, scorer, unit, frames)
 
-    def _prepare(self, each: Chosen, unit: list[Row], frames: SharedFrames) -> list[tuple[list[Row], Any]]:
+    def _prepare(self, each: Chosen, scorer: Scorer, unit: Unit, frames: SharedFrames) -> list[tuple[Unit, Any]]:
         """A unit with its sample; nothing where it has an error."""
         with frames.used(), self._guarded(each, unit):
-            return [(unit, each.scorer().prepare(self._clips(each, unit, frames)))]
+            return [(unit, scorer.prepare(self._clips(each, unit, frames)))]
         return []
-
-    def _score_batch(self, each: Chosen, batch: Sequence[tuple[list[Row], Any]]) -> None:
-        """Score a batch; halve it where it fails, down to one sample: it may be too large for the device's memory, or
-        one sample may spoil it, and the halves tell."""
-        rows = [row for unit, _ in batch for row in unit]
-        try:
-            outcomes = each.scorer().score([sample for _, sample in batch])
-            if len(outcomes) != len(batch):
-                raise ValueError(f"the scorer returned {len(outcomes)} results for {len(batch)} samples")
-        except OutputError:
-            raise
-        except Exception as problem:
-            if len(batch) == 1:
-                with self._guarded(each, rows):
-                    raise out_of_memory(problem) or problem from None
-                return
-            outcomes = None
-        if outcomes is None:  # outside of the handler, so that its exception no longer holds the batch's memory
-            middle = len(batch) // 2
-            self._score_batch(each, batch[:middle])
-            self._score_batch(each, batch[middle:])
-            return
-        for (unit, _), outcome in zip(batch, outcomes, strict=True):
-            with self._guarded(each, unit):
-                self._take(each, unit, outcome)

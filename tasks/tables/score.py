@@ -61,8 +61,9 @@ class Threshold:
 
 
 class Scorer(Protocol):
-    """What measures. Making one is cheap, also without an accelerator: the first ``score`` loads its network, and
-    ``weights`` is the hash of its network's weights, which is part of the result's key.
+    """What measures. Making one is cheap, also without an accelerator: the first ``score`` loads its network, onto
+    torch's current device, and ``weights`` is the hash of its network's weights, which is part of the result's key.
+    Each device of a process has a scorer of its own.
 
     ``prepare`` runs in threads, ahead of the device; ``score`` gets at most ``batch`` samples, of clips of any sources,
     and returns a row for each. Of a score that is measured per source, ``prepare`` gets all clips of a source, and

@@ -77,10 +77,10 @@ def sources(root: Path, random: Random, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def finish(given: list[str], listed: str, config: Any, own: list[OwnFilter]) -> list[dict[str, Any]]:
+def finish(given: list[str], config: Any, own: list[OwnFilter]) -> list[dict[str, Any]]:
     """Run the steps from the verdict to the report; returns the rows of the wide table."""
     given = buckets.fn(caption.fn(verdict.fn(given, config.verdict, own)))
-    final = clips.fn(given, listed, own)
+    final = clips.fn(given, None, own)
     allowed = limits(config.verdict, own)
     folder, page = manifest.fn([final]), report.fn([final], allowed)
     rows = read(final)
@@ -108,7 +108,7 @@ def has_its_place(row: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sources_of_every_kind_go_from_scan_to_report(tmp_path: Path, seed: int) -> None:
     found = sources(tmp_path, Random(seed), 30)
-    listed, scanned = tables(tmp_path, "scan", found)[0], tables(tmp_path, "scan", found, key="errors")[0]
+    (scanned,) = tables(tmp_path, "scan", found)
     with_errors = {row["source_uri"]: row["error"] for row in found}
     rows = [row | {"error": with_errors[row["source_uri"]]} for row in read(scanned)]
     storage.write_table(pa.Table.from_pylist(rows, schema=storage.read_table(scanned).schema), scanned)
@@ -117,7 +117,7 @@ def test_sources_of_every_kind_go_from_scan_to_report(tmp_path: Path, seed: int)
     given = dedup_clips.fn(cut.fn([scanned, unique], config.cut), config.dedup_clips)
     for names in pieces(config, OWN):
         given = measure.fn(given, names, config, OWN)
-    rows = finish(given, listed, config, OWN)
+    rows = finish(given, config, OWN)
     assert {row["source_uri"] for row in rows} == {row["source_uri"] for row in found}
     assert all(map(has_its_place, rows))
     assert any(row["keep"] for row in rows) and any(row["error"] for row in rows)
@@ -141,7 +141,7 @@ def test_scores_of_every_kind_go_from_verdict_to_report(tmp_path: Path, seed: in
         rows.append(row)
     config = CurationConfig.model_validate({"verdict": OFF | {"aesthetic_min": 0.1, "blur_min": 0.1, "motion_max": 9}})
     given = tables(tmp_path, "aesthetics", rows)
-    wide = finish(given, given[0], config, [])
+    wide = finish(given, config, [])
     assert [row["clip_id"] for row in wide] == [row["clip_id"] for row in rows]
     assert all(map(has_its_place, wide))
     judged = ("aesthetic", "blur", "motion")

@@ -3,17 +3,21 @@
 import ast
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sklearn.datasets import load_sample_image
 
 from tasks.curation import aesthetics, blur, motion
 from tasks.curation.dedup_clips import DedupClipsConfig, dedup_clips
 from tasks.curation.dedup_sources import DedupSourcesConfig, find_duplicates
 from tasks.curation.embed import film_of
+from tasks.curation.overlays import OverlayConfig
+from tasks.curation.text import TextConfig
+from tasks.curation.transitions import ShotConfig
 from tasks.curation.verdict import THRESHOLDS, VerdictConfig, judge, limits
 from tasks.tables import storage
 from tasks.tables.clip import Clip
@@ -21,7 +25,7 @@ from tasks.tables.frame_store import FrameStore, FrameStoreWriter, Image
 from tasks.tables.rows import joined
 from tests.tasks.curation import test_dedup_clips as clips_module
 from tests.tasks.curation.test_dedup_sources import copies, pan
-from tests.tasks.curation.test_reruns import ONE_CHOICE, SETTINGS
+from tests.tasks.curation.test_reruns import SETTINGS
 from tests.tasks.rows import clip, tables
 
 HERE = "curation/test_effects.py"
@@ -46,19 +50,32 @@ SHOWN: dict[str, tuple[str, str]] = {
     },
     "aesthetics.key_frames": (HERE, "test_key_frames_are_those_that_are_scored"),
     "dedup_clips.max_difference": (HERE, "test_clips_that_differ_by_less_than_is_allowed_are_copies"),
+    "aesthetics.scorer": (HERE, "test_a_scorer_of_another_name_is_refused"),
+    "scan.samples_per_s": ("curation/test_scan.py", "test_samples_per_s_is_how_many_pictures_are_kept"),
+    "scan.retry_wait_s": ("curation/test_scan.py", "test_the_waits_between_tries_double"),
+    **{
+        f"scan.{name}": ("curation/test_scan.py", "test_limits_of_decoding_are_those_of_the_config")
+        for name in ("decode_max_s", "decode_max_s_per_gb", "memory_max_gib")
+    },
+    **{
+        f"cut.shots.{name}": ("curation/test_shot_settings.py", "test_every_setting_is_in_a_test_here")
+        for name in ShotConfig.model_fields
+    },
+    **{
+        f"text.{name}": ("curation/test_text_settings.py", "test_every_setting_is_in_a_test_here")
+        for name in TextConfig.model_fields
+    },
+    **{
+        f"overlays.{name}": ("curation/test_overlay_settings.py", "test_every_setting_is_in_a_test_here")
+        for name in OverlayConfig.model_fields
+    },
     "cut.clip_min_s": ("curation/test_cut.py", "test_other_clip_lengths_are_a_matter_of_config"),
     "cut.clip_max_s": ("curation/test_cut.py", "test_other_clip_lengths_are_a_matter_of_config"),
-}
-# Of these no test shows a row that changes with them; test_reruns shows that their results are made again.
-IN_KEYS_ONLY = {
-    "scan.samples_per_s",
-    *(name for name in SETTINGS if name.startswith(("cut.shots.", "text.", "overlays."))),
 }
 
 
 def test_every_setting_has_a_test_of_its_effect() -> None:
-    assert set(SETTINGS) - set(SHOWN) - IN_KEYS_ONLY == set(ONE_CHOICE)
-    assert not set(SHOWN) & IN_KEYS_ONLY
+    assert set(SETTINGS) == set(SHOWN)
 
 
 @pytest.mark.parametrize("place", sorted(set(SHOWN.values())))
@@ -183,3 +200,10 @@ def test_key_frames_are_those_that_are_scored() -> None:
     shown = seen([photograph(), np.zeros_like(photograph()), photograph()])
     one, three = (aesthetics.score(shown, aesthetics.AestheticsConfig(key_frames=n))["aesthetic"] for n in (1, 3))
     assert one == pytest.approx(0, abs=0.01) and three > 3
+
+
+def test_a_scorer_of_another_name_is_refused() -> None:
+    with pytest.raises(ValidationError, match="Input should be"):
+        aesthetics.AestheticsConfig.model_validate({"scorer": "none"})
+    allowed = get_args(aesthetics.AestheticsConfig.model_fields["scorer"].annotation)
+    assert set(allowed) == set(aesthetics.AESTHETICS.scorers)

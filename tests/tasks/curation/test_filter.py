@@ -23,6 +23,7 @@ from tests.tasks.rows import clip, half_bright, read, store, tables
 
 MODULE = """
     import numpy as np
+    import pyarrow as pa
     from tasks.curation.filter import Filter
     from tasks.tables.score import Column, Score, Threshold, plain
 
@@ -39,6 +40,7 @@ MODULE = """
     twice = Filter(column="darkness", meaning="", score=darkness)
     both = Score("light and dark", needs=("overlays",), columns=(Column("dark", ""), Column("light", "")),
         scorers={"own": plain(lambda clip, _: {"dark": 155.0, "light": 100.0})})
+    named = Score("named", columns=(Column("label", "", pa.string()),), scorers=both.scorers)
     step = Score("verdict", columns=(Column("x", ""),), scorers=both.scorers)
     bare = Score("bare", columns=(), scorers=both.scorers)
     limited = Score("limited", columns=(Column("y", ""),), scorers=both.scorers,
@@ -62,7 +64,7 @@ def shard(tmp_path: Path) -> list[str]:
     return tables(tmp_path, "aesthetics", [clip() | {"width": 64, "height": 36, "crop_w": 64, "crop_h": 36}])
 
 
-def limited(name: str, **limit: float) -> Any:
+def limited(name: str, **limit: Any) -> Any:
     return VerdictConfig.model_validate({"filters": [{"filter": name, **limit}], "blur_min": None})
 
 
@@ -104,6 +106,37 @@ def test_a_filter_may_have_several_columns(shard, folder):
     assert read(verdict.fn(scored, limited("my_filters:both", low=200), own)[-1])[0]["rejected_by"] == [
         "my_filters:both"
     ]
+
+
+def test_a_limit_names_which_column_of_several_it_is_on(shard, folder):
+    own = check_filters(limited("my_filters:both"))
+    scored = measured(shard, own)
+
+    def reasons(*asked: dict[str, Any]) -> list[str]:
+        filters = [{"filter": "my_filters:both", **each} for each in asked]
+        config = VerdictConfig.model_validate({"filters": filters, "blur_min": None})
+        return read(verdict.fn(scored, config, own)[-1])[0]["rejected_by"]
+
+    assert reasons({"column": "dark", "high": 120}) == ["my_filters:both dark"]  # it is 155
+    assert reasons({"column": "light", "high": 120}) == []  # it is 100
+    assert reasons({"column": "light", "low": 120}) == ["my_filters:both light"]
+    assert reasons({"column": "dark", "low": 200}, {"column": "light", "high": 50}) == [
+        "my_filters:both dark",
+        "my_filters:both light",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "words"),
+    [
+        ("my_filters:both", "grey", "has no column 'grey': it has dark, light"),
+        ("my_filters:dark", "dark", "has no column 'dark': it has darkness"),
+        ("my_filters:named", "label", "the column 'label' .* holds no numbers: string"),
+    ],
+)
+def test_a_limit_on_no_column_or_on_words_says_so_before_any_work(folder, name, column, words):
+    with pytest.raises(PreflightError, match=words):
+        check_filters(limited(name, column=column, low=1.0))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from tasks.curation.scan import scan
 from tasks.curation.settings import CurationConfig
 from tasks.curation.verdict import verdict
 from tasks.tables.keys import step_of
-from tasks.tables.sources import find_sources, write_shards
+from tasks.tables.shards import write_shards
+from tasks.tables.sources import find_sources
 from tests.tasks.curation.own_filters import DARK
 from tests.tasks.rows import clip, read, store, tables
 
@@ -105,7 +106,7 @@ def results(tmp_path_factory):
         for names in pieces(config, OWN):
             given = measure.fn(given, names, config, OWN)
         given = buckets.fn(caption.fn(verdict.fn(given, config.verdict, OWN)))
-        return {step_of(uri): uri for uri in [embedded, *given, clips.fn(given, listed, OWN)]}
+        return {step_of(uri): uri for uri in [embedded, *given, clips.fn(given, None, OWN)]}
 
     return run
 

@@ -57,6 +57,29 @@ def test_samples_carry_their_exact_times(tmp_path):
     assert all(abs(float(image[:, 8:24].mean()) - 48 * time) < 4 for time, image in found)
 
 
+def test_samples_per_s_is_how_many_pictures_are_kept(tmp_path):
+    encode(tmp_path / "a.mp4", ramp(48), fps=24)
+    times = {}
+    for rate in (2, 6):
+        row = scan_once(str(tmp_path / "a.mp4"), str(tmp_path), ScanConfig(samples_per_s=rate))
+        times[rate] = [time for time, _ in samples(row, tmp_path)]
+    assert times == {rate: pytest.approx([i / rate for i in range(2 * rate)]) for rate in (2, 6)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({}, None),
+        ({"decode_max_s": 1e-4, "decode_max_s_per_gb": 0}, "a.mp4: decoding took longer than 0.0001 s"),
+        ({"decode_max_s": 1e-4, "decode_max_s_per_gb": 1e9}, None),
+        ({"memory_max_gib": 1e-3}, "a.mp4: decoding needed more than 0.001 GiB of memory"),
+    ],
+)
+def test_limits_of_decoding_are_those_of_the_config(tmp_path, settings, error):
+    encode(tmp_path / "a.mp4", ramp(24))
+    assert scan_once(str(tmp_path / "a.mp4"), str(tmp_path), ScanConfig(**settings))["error"] == error
+
+
 def test_partners_follow_by_the_gap_that_flow_needs(tmp_path):
     encode(tmp_path / "a.mp4", ramp(72), fps=24)
     row = scanned(tmp_path / "a.mp4", tmp_path)

@@ -1,19 +1,20 @@
 """The driver of scores: full batches, rows that are never mixed up, one odd clip that costs itself alone."""
 
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tasks.tables import parts, storage
 from tasks.tables.clip import Clip
-from tasks.tables.device import device_slot
 from tasks.tables.measure import Chosen, in_order, measure, uris_of
 from tasks.tables.score import Column, Score, plain, plain_per_source
 from tasks.tables.step import StepConfig
@@ -325,23 +326,58 @@ def test_other_weights_are_another_result(shard: list[str]) -> None:
     assert uris_of([score_of(first)], shard, {}) != uris_of([score_of(second)], shard, {})
 
 
-def test_two_processes_share_one_slot_of_a_device(tmp_path: Path) -> None:
-    held = (
-        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
-        "from tasks.tables.device import device_slot\n"
-        "with device_slot('accelerator', slots=1) as number:\n"
-        "    print(number, flush=True); sys.stdin.read(1)\n"
+class TwoDevices:
+    """A machine with two accelerators, as torch speaks of them: each thread has its current one."""
+
+    def __init__(self) -> None:
+        self._thread = threading.local()
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 2
+
+    def current_accelerator(self) -> torch.device:
+        return torch.device("cuda")
+
+    def current_device_index(self) -> int:
+        return getattr(self._thread, "number", 0)
+
+    def set_device_index(self, number: int) -> None:
+        self._thread.number = number
+
+
+def test_two_shards_at_once_use_both_devices_each_with_a_network_of_its_own(
+    shard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices, both = TwoDevices(), threading.Barrier(2, timeout=30)
+    monkeypatch.setattr(torch, "accelerator", devices)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    class Loaded(Network):
+        loaded_on: int | None = None
+        scored_on: set[int]
+
+        def score(self, samples: Sequence[str]) -> list[dict[str, Any]]:
+            if self.loaded_on is None:
+                self.loaded_on, self.scored_on = devices.current_device_index(), set()
+                both.wait()  # only where two shards are measured at once do both get here
+            self.scored_on.add(devices.current_device_index())
+            return super().score(samples)
+
+    made: list[Loaded] = []
+    score = Score(
+        *("which score", (Column("which", ""),)), scorers={"own": lambda config: made.append(Loaded()) or made[-1]}
     )
-    first = subprocess.Popen(
-        [sys.executable, "-c", held, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert first.stdin and first.stdout and first.stdout.readline() == "0\n"
-    with device_slot("accelerator", slots=2) as other:
-        assert other == 1
-    first.stdin.write("x")
-    first.stdin.close()
-    with device_slot("accelerator", slots=1) as number:  # waits until the other has let go
-        assert number == 0
-    assert first.wait() == 0
-    with device_slot("cpu") as none:
-        assert none is None
+    after: list[int] = []
+
+    def run(version: int) -> None:
+        measure([Chosen(replace(score, version=version), StepConfig())], shard, {})
+        after.append(devices.current_device_index())
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, (1, 2)))
+    assert sorted((one.loaded_on, one.scored_on) for one in made) == [(0, {0}), (1, {1})]
+    assert after == [0, 0]  # as it was before
+    assert all(sum(map(len, one.batches)) == SOURCES * CLIPS for one in made)
