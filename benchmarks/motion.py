@@ -25,8 +25,9 @@ from sklearn.datasets import load_sample_image
 
 from benchmarks.sample_scenes import encode
 from tasks.curation.cut import CutConfig, clips_of
+from tasks.curation.decode import decode
 from tasks.curation.motion import MotionConfig, clip_speeds
-from tasks.curation.scan import ScanConfig, scan_source
+from tasks.curation.scan import ScanConfig
 from tasks.tables.frame_store import FramePair, FrameStore
 from tasks.tables.picture import Image
 
@@ -177,10 +178,12 @@ def recorded(
         path = Path(folder, "clip.mp4")
         encode(path, iter(frames), fps, crf=crf)
         start = time.thread_time()
-        row = scan_source(str(path), folder, ScanConfig())
+        row = decode(str(path), folder, ScanConfig().samples_per_s)
         made = Recording(list(clips), [], time.thread_time() - start)
         if not made.clips:
-            cuts = clips_of(row | {"frames_uri": "", "source_id": "it"}, folder, CutConfig(clip_min_s=2.0))
+            cuts = clips_of(
+                row | {"frames_uri": "", "source_id": "it", "rejected_by": []}, folder, CutConfig(clip_min_s=2.0)
+            )
             made.clips = [(clip["start_s"], clip["end_s"]) for clip in cuts if not clip["rejected_by"]]
         with open(Path(folder, "samples.parquet"), "rb") as file:
             store = FrameStore(file)

@@ -25,8 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.sample_library import scenes
 from tasks.curation.cut import clip_row
+from tasks.curation.decode import decode
 from tasks.curation.overlays import OverlayConfig, score_source
-from tasks.curation.scan import ScanConfig, scan_source
+from tasks.curation.scan import ScanConfig
 from tasks.curation.text import TextConfig, score
 from tasks.tables.clip import Clip
 from tasks.tables.crop import Box, covered, crop_of, cut_out
@@ -178,8 +179,9 @@ def encode(path: Path, frames: Iterator[tuple[float, Frame]], draw: Draw) -> Non
 
 def scored(path: Path, folder: Path) -> list[Row]:
     """The one clip that a file is, after text and overlays; with ``text_ms`` and ``decode_ms`` of a processor."""
-    source = scan_source(str(path), str(folder / path.stem), ScanConfig())
-    source |= {"source_uri": str(path), "source_id": path.stem, "frames_uri": path.stem}
+    (folder / path.stem).mkdir(exist_ok=True)
+    source = decode(str(path), str(folder / path.stem), ScanConfig().samples_per_s)
+    source |= {"source_uri": str(path), "source_id": path.stem, "frames_uri": path.stem, "rejected_by": []}
     rows = [clip_row(source, source["start_s"], source["end_s"])]
     started = time.thread_time()
     with av.open(str(path)) as container:
