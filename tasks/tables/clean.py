@@ -19,10 +19,11 @@ from tasks.tables.owner import read_mark
 
 USED = "steps/used.json"
 
-# steps/<step>/<shard>-<key>.parquet, also of an unfinished result; frames/<source>-<settings>/<file>. Before the last
+# steps/<step>/<shard>-<key>.parquet, also of an unfinished result and of parts; frames/<source>-<settings>/<file>. Before the last
 # "/" and after the name stands what a run that was killed while it wrote one of them left.
 _LEFT = r"\.[0-9a-f]{8}\.partial"
-_RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]+)?\.(parquet|json)({_LEFT})?")
+_RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]+)?(\.part\d+)?\.(parquet|json)({_LEFT})?")
+_PART = re.compile(r"(.+-[0-9a-f]{16})\.part\d+\.parquet")
 _FRAMES = re.compile(rf"(frames/[0-9a-f]+-[0-9a-f]+)/\.?(samples\.parquet|track\.parquet|source\.json)({_LEFT})?")
 
 
@@ -90,7 +91,9 @@ def _used(root: str) -> tuple[set[str], set[str]]:
 def _dead(name: str, tables: set[str], frames: set[str]) -> str | None:
     """What a file below OUT belongs to, if it is ours and of no use any more: its step, or ``frames``."""
     if (result := _RESULT.fullmatch(name)) and name not in tables:
-        return result[1]
+        # Parts of a result that was left unfinished are where the next run goes on.
+        part = _PART.fullmatch(name)
+        return None if part and any(table.startswith(f"{part[1]}~") for table in tables) else result[1]
     if (store := _FRAMES.fullmatch(name)) and (store[1] not in frames or name.endswith(".partial")):
         return "frames"
     return None
