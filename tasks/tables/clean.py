@@ -19,8 +19,8 @@ from tasks.tables.owner import read_mark
 
 USED = "steps/used.json"
 
-# steps/<step>/<shard>-<key>.parquet, also of an unfinished result and of parts; frames/<source>-<settings>/<file>. Before the last
-# "/" and after the name stands what a run that was killed while it wrote one of them left.
+# steps/<step>/<shard>-<key>.parquet, also of an unfinished result and of parts; frames/<source>-<settings>/<file>.
+# Where a run was killed while it wrote a file, its name begins with a dot and ends in _LEFT.
 _LEFT = r"\.[0-9a-f]{8}\.partial"
 _RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]+)?(\.part\d+)?\.(parquet|json)({_LEFT})?")
 _PART = re.compile(r"(.+-[0-9a-f]{16})\.part\d+\.parquet")
