@@ -52,7 +52,7 @@ def clean(root: str, dry_run: bool = False) -> Cleaned:
     """Remove the results and frame stores below ``root`` that the last finished run did not use.
 
     Files whose names have not the form of ours stay, whatever they are. Raises PreflightError where ``root`` is no
-    output of a curation, no run has finished there, or one is running.
+    output of a curation, no run has finished there, the last one failed in part, or one is running.
     """
     if read_mark(root) is None:
         raise PreflightError(f"{root!r} is no output of a curation: it has no mark")
@@ -83,9 +83,16 @@ def _used(root: str) -> tuple[set[str], set[str]]:
         raise PreflightError(f"{root!r} has no {USED}: no run has finished there, so nothing is known to be dead")
     try:
         used = storage.read_json(uri)
-        return set(used["tables"]), {folder.rstrip("/") for folder in used["frames"]}
-    except (OSError, KeyError, TypeError) as problem:
+        tables, frames = set(used["tables"]), {folder.rstrip("/") for folder in used["frames"]}
+        whole = used.get("whole", True)
+    except (OSError, KeyError, TypeError, AttributeError) as problem:
         raise PreflightError(f"{uri} cannot be read: {problem}") from problem
+    if not whole:
+        raise PreflightError(
+            f"the last run in {root!r} failed in part, and what its failed shards have done is not known: run it again "
+            "first, or all of that would be removed"
+        )
+    return tables, frames
 
 
 def _dead(name: str, tables: set[str], frames: set[str]) -> str | None:

@@ -114,7 +114,8 @@ def write_run_record(
     stages = funnel(finals, [limit.reason for limit in allowed])
     relative = sorted(table.removeprefix(output.rstrip("/") + "/") for table in tables)
     frames = sorted({uri for found in side_by_side(_frames, finals) for uri in found})
-    storage.write_json({"tables": relative, "frames": frames}, storage.join(output, "steps", "used.json"))
+    used = {"tables": relative, "frames": frames, "whole": not failures}
+    storage.write_json(used, storage.join(output, "steps", "used.json"))
     record: dict[str, Any] = {
         "status": "failed in part" if failures else "complete",
         "failed": [asdict(failure) for failure in failures],

@@ -93,6 +93,14 @@ def test_nothing_is_cleaned_before_a_run_has_finished(root):
     assert there(root) == {*LIVE, *DEAD, *UNKNOWN}
 
 
+def test_after_a_run_that_failed_in_part_nothing_is_cleaned(root):
+    output(root)
+    storage.write_json({"tables": [], "frames": [], "whole": False}, storage.join(root, USED))
+    with pytest.raises(PreflightError, match="failed in part"):
+        clean(root)
+    assert there(root) == {*LIVE, *DEAD, *UNKNOWN}
+
+
 @pytest.mark.parametrize("used", [[], {"tables": []}, {"tables": None, "frames": []}])
 def test_a_list_that_says_nothing_cleans_nothing(root, used):
     output(root)
