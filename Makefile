@@ -11,8 +11,10 @@ DEMO   := demo
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
-# Users may have pip or Python settings of their own; the project's environment has none.
+# Users may have pip or Python settings of their own; the project's environment has none. Without compiled modules every
+# process of a flow and of the tests would compile a thousand files when it starts.
 unexport PYTHONPATH
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo train-demo test lint bench lock clean
 .DEFAULT_GOAL := setup

@@ -1,10 +1,11 @@
 """What a run starts from: its sources, or the part of them that it takes, as shards in OUT/steps."""
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from tasks.curation.space import check_space
-from tasks.tables.checks import check_place, check_writable
+from tasks.tables.checks import ROOTS, check_place, check_roots, check_writable
 from tasks.tables.found import total_bytes
 from tasks.tables.owner import check_owner
 from tasks.tables.sample import estimate, take_part
@@ -48,8 +49,12 @@ def inputs_of(
     """
     check_place(source, "source")
     check_place(output, "output")
+    check_roots([source], "source")
+    check_roots([output], "output")
     check_owner(output)
     found = look(source)
+    if ROOTS in os.environ:  # a link or a line of an input list may lead out of the source
+        check_roots(found.sources["source_uri"].to_pylist(), "source")
     check_passed(found.sources, taken_names)
     part = take_part(found.sources, limit, sample)
     check_writable(output)

@@ -29,6 +29,9 @@ LIMITS = Limits(seconds=10, gib=2)
 # Shot tracks, tables and signatures, as a part of the frame stores.
 BESIDES = 0.1
 
+# No frame store takes this many times the bytes of its source: that would be a video of some 30 kbit/s.
+FAR_MORE = 50
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -86,10 +89,12 @@ def check_space(root: str, sources: pa.Table, samples_per_s: float) -> str:
     """
     if not is_local(root):
         return "The space of an object store is not checked."
+    free = shutil.disk_usage(fs_of(root)[1]).free
+    if free > FAR_MORE * total_bytes(sources) * max(1.0, samples_per_s / 2):
+        return f"{size(free)} are free, far more than the run can take."  # so nothing is probed for it
     prediction = predict(sources, samples_per_s)
     if prediction is None:
         return "The space that the run needs is not known: no source could be probed."
-    free = shutil.disk_usage(fs_of(root)[1]).free
     needed = prediction.bytes
     if free < needed:
         needed -= _written(root)

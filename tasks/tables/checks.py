@@ -2,12 +2,12 @@
 
 import os
 import uuid
+from collections.abc import Iterable
 
-from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of
+from media.paths import UnusablePath, fs_of, is_local, path_of_uri
 from tasks.tables import storage
 
-# In the environment of whoever runs flows: the only places that they may read and write, with commas between them.
-ROOTS = "CONTENTV_ROOTS"
+ROOTS = "CONTENTV_ROOTS"  # in a worker's environment: folders and buckets, with commas, that runs may read and write
 
 
 class PreflightError(Exception):
@@ -15,40 +15,31 @@ class PreflightError(Exception):
 
 
 def check_place(uri: str, what: str) -> None:
-    """Raise PreflightError where no store is behind ``uri`` (an archive, an unknown protocol, a missing package), or
-    where it lies outside of the places that ROOTS allows."""
+    """Raise PreflightError where no store is behind ``uri``: an archive, an unknown protocol, a missing package."""
     try:
         fs_of(uri)
     except UnusablePath as problem:
         raise PreflightError(f"{what} {problem}") from problem
-    check_allowed(uri, what)
 
 
-def check_allowed(uri: str, what: str) -> None:
-    """Raise PreflightError where a path or URI lies outside of the places that ROOTS allows."""
-    if not is_allowed(uri):
-        raise PreflightError(f"{what} {uri!r} is not allowed on this machine: {ROOTS} is {os.environ[ROOTS]!r}")
+def check_roots(uris: Iterable[str], what: str) -> None:
+    """Raise PreflightError where a place lies outside of what this machine allows in CONTENTV_ROOTS; unset, all may be.
 
-
-def is_allowed(uri: str) -> bool:
-    """Whether a path or URI lies in one of the places that ROOTS names. Unset, every place is allowed; empty, none is.
-
-    Local links count as what they lead to. A URI must be spelt as its root is: another protocol or host is another
-    place.
+    Of a local place the real path counts, so that a link leads nowhere else.
     """
-    listed = os.environ.get(ROOTS)
-    if listed is None:
-        return True
-    place = _spelt(uri)
-    roots = [_spelt(root.strip()).rstrip("/") for root in listed.split(",") if root.strip()]
-    return ".." not in place.split("/") and any(place == root or place.startswith(f"{root}/") for root in roots)
+    allowed = os.environ.get(ROOTS)
+    if allowed is None:
+        return
+    roots = [_real(root.strip()) for root in allowed.split(",") if root.strip()]
+    for uri in uris:
+        place = _real(uri)
+        inside = any(place == root or place.startswith(root.rstrip("/") + "/") for root in roots)
+        if not inside or ".." in place.split("/"):  # what a store makes of ".." is its own affair
+            raise PreflightError(f"{what} {uri!r} is outside of what this machine allows: {ROOTS} is {allowed!r}")
 
 
-def _spelt(uri: str) -> str:
-    """One spelling of a place."""
-    if is_local(uri):
-        return os.path.realpath(path_of_uri(uri))
-    return f"{protocol_of(uri)}://{uri.partition('://')[2].rstrip('/')}"
+def _real(uri: str) -> str:
+    return os.path.realpath(path_of_uri(uri)) if is_local(uri) else uri.rstrip("/")
 
 
 def check_writable(root: str) -> None:

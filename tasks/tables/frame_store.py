@@ -37,6 +37,7 @@ PAIR_SIDE = 448
 PAIR_GAP_S = 1 / 15  # 24, 25, 30, 50 and 60 frames per second have one gap, also at half the rate
 ROWS_PER_GROUP = 16
 GROUPS_HELD = 16  # of one column each: about a megabyte
+PICTURES_HELD_BYTES = 64 << 20  # about 90 samples: those of a few clips, which one score after the other looks at
 
 _SCHEMA = pa.schema(
     [
@@ -155,6 +156,8 @@ class FrameStore:
             self.partner_times_s = _as_times(self._footer.metadata[b"partner_times_s"])  # [N] seconds, NaN: none
             self.gaps_s = _as_times(self._footer.metadata[b"gaps_s"])  # [N] seconds, NaN: no partner
         self._held: dict[tuple[int, str], Future[list[bytes]]] = {}
+        self._pictures: dict[tuple[int, str], Image] = {}
+        self._pictures_bytes = 0
         self._lock = Lock()
 
     def frames(self, start_s: float, end_s: float, limit: int | None = None) -> list[Frame]:
@@ -181,9 +184,22 @@ class FrameStore:
         return list(range(first, last))
 
     def _image(self, row: int, column: str) -> Image:
+        """A picture, from those that are held or decoded. It is shared, so nobody may write into it."""
+        key = row, column
+        with self._lock:
+            if key in self._pictures:
+                self._pictures[key] = self._pictures.pop(key)  # last, as the one that was used last
+                return self._pictures[key]
         jpeg = self._jpeg(row, column)
         with output_errors(self._uri):
-            return decode_jpeg(jpeg)
+            image = decode_jpeg(jpeg)
+        image.flags.writeable = False
+        with self._lock:
+            self._pictures_bytes += image.nbytes - (self._pictures[key].nbytes if key in self._pictures else 0)
+            self._pictures[key] = image
+            while self._pictures_bytes > PICTURES_HELD_BYTES:
+                self._pictures_bytes -= self._pictures.pop(next(iter(self._pictures))).nbytes
+        return image
 
     def _jpeg(self, row: int, column: str) -> bytes:
         group, offset = divmod(row, ROWS_PER_GROUP)

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of, uri_of_path
-from tasks.tables.checks import PreflightError, check_allowed
+from media.paths import UnusablePath, fs_of, is_local, path_of_uri, protocol_of
+from tasks.tables.checks import PreflightError
 from tasks.tables.folders import local_file
 from tasks.tables.found import PASSED, ROWS_AT_ONCE, Found, Source, table_of, token, version_of
 
@@ -41,8 +41,7 @@ def read_list(uri: str) -> Found:
     in memory takes its own size besides 50 bytes a row. Local files are asked for size and time of change (some
     microseconds each), objects by a request each, REQUESTS at a time: about a thousand a second.
 
-    Raises PreflightError for a list that cannot be read, has no column, or two columns, of URIs, or names a place
-    that is not allowed.
+    Raises PreflightError for a list that cannot be read, or has no column, or two columns, of URIs.
     """
     table = _read(uri)
     column = _uri_column(table.column_names, uri)
@@ -140,12 +139,10 @@ def _looked_up(column: pa.ChunkedArray, uri: str) -> Iterator[list[Source]]:
             name = _neighbour(uri, name)
         try:
             if not is_local(name):
-                check_allowed(name, f"what source {uri!r} lists,")
                 return _object(name, fresh)
             local = f"{folder}/{name}" if relative else name if name.startswith("/") else path_of_uri(name)
         except UnusablePath:
             return Source(name, 0, token("unusable"))
-        check_allowed(uri_of_path(local), f"what source {uri!r} lists,")
         found = local_file(local)
         return found if isinstance(found, Source) else Source(found.uri, 0, token(found.reason))
 

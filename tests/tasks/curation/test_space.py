@@ -72,8 +72,8 @@ def library(tmp_path_factory) -> Path:
 def test_the_prediction_is_right_within_30_per_cent(library, tmp_path, samples_per_s):
     sources = find_sources(str(library))
     prediction = predict(sources, samples_per_s)
-    rows, _ = scan_all(sources.to_pylist(), str(tmp_path), ScanConfig(samples_per_s=samples_per_s))
-    assert sum(row["error"] is not None for row in rows) == 2
+    made = scan_all(sources.to_pylist(), str(tmp_path), ScanConfig(samples_per_s=samples_per_s))
+    assert sum(error is not None for error in made.table["error"].to_pylist()) == 2
     assert prediction.probed == 8
     assert 0.7 < prediction.bytes / written(tmp_path) < 1.3
 
@@ -100,6 +100,12 @@ def test_a_disk_that_cannot_hold_it_is_refused_and_what_is_there_counts(library,
     (tmp_path / "frames").mkdir()
     (tmp_path / "frames" / "samples.parquet").write_bytes(bytes(needed // 2 + 1024))
     assert "are free" in check_space(str(tmp_path), sources, 2.0)
+
+
+def test_where_far_more_is_free_than_any_store_takes_nothing_is_probed(library, tmp_path, monkeypatch):
+    sources = find_sources(str(library))
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: Usage(0, 0, 10**15))
+    assert "far more" in check_space(str(tmp_path), sources, 2.0)
 
 
 def test_nothing_is_said_where_nothing_can_be_known(tmp_path):
