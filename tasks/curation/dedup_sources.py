@@ -30,7 +30,7 @@ from tasks.tables.guard import file_name
 from tasks.tables.keys import key_in, key_of, root_of, shard_of
 from tasks.tables.rows import narrow
 from tasks.tables.schema import fields_of
-from tasks.tables.step import Made, Row, StepConfig, kept, step_task
+from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
 VERSION = 3
 FILMS_HELD = 1024  # at most 230 KB each
@@ -153,7 +153,7 @@ def film_at(table: str, number: int) -> Film:
 def decide(scanned: Sequence[str], embedded: Sequence[str], config: DedupSourcesConfig) -> list[dict[str, Row]]:
     """The outcome of every shard by ``source_uri``: of each copy ``duplicate_of`` and the reason, and the ``error`` of
     what could not be embedded, as nobody can say whether it is a copy."""
-    shards = [read_sources(*tables) for tables in zip(scanned, embedded, strict=True)]
+    shards = list(side_by_side(lambda tables: read_sources(*tables), list(zip(scanned, embedded, strict=True))))
     first: dict[str, Row] = {}
     for row in (row for rows in shards for row in rows if row["embedding"] is not None):
         known = first.get(row["source_id"])
@@ -200,4 +200,4 @@ def dedup_sources(
     if not storage.exists(decided):
         storage.write_json(decide(scanned, embedded, config), decided)
     outcome = storage.read_json(decided)
-    return [write_outcome(table, found) for table, found in zip(scanned, outcome, strict=True)]
+    return list(side_by_side(lambda own: write_outcome(*own), list(zip(scanned, outcome, strict=True))))

@@ -15,7 +15,7 @@ from tasks.tables import storage
 from tasks.tables.keys import root_of, shard_of
 from tasks.tables.published import announce, publish
 from tasks.tables.run_record import remove_record
-from tasks.tables.step import step_task
+from tasks.tables.step import side_by_side, step_task
 
 ROWS_PER_PART = 50_000
 
@@ -74,8 +74,7 @@ def publish_all(tables: Sequence[str]) -> tuple[str, list[str]]:
     remove_record(root)
     published = {storage.join(clips, f"{shard_of(table)}.parquet"): table for table in tables}
     announce(root, "clips", published)
-    for uri, table in published.items():
-        storage.write_table(storage.read_table(table), uri)
+    list(side_by_side(lambda pair: storage.write_table(storage.read_table(pair[1]), pair[0]), list(published.items())))
     foreign = publish(root, "clips", published)
     return folder, foreign + publish(root, "manifest", write_manifest(tables, folder))
 

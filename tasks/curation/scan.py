@@ -15,6 +15,7 @@ from tasks.curation.fetch import LocalSource, fetched
 from tasks.curation.isolated import Limits, call
 from tasks.tables import storage
 from tasks.tables.faults import in_words, passing, tried_again
+from tasks.tables.guard import file_name
 from tasks.tables.keys import key_of, root_of
 from tasks.tables.rows import narrow
 from tasks.tables.schema import fields_of
@@ -68,33 +69,36 @@ def scan_or_fault(uri: str, root: str, config: ScanConfig) -> tuple[Row, bool]:
         try:
             source = tried_again(lambda: fetched(uri, scratch), config.waits_s())
         except Exception as problem:
-            return row | _error(f"cannot be read: {_file_name(uri)}: {in_words(problem)}"), not passing(problem)
+            return _named(row | _error(f"cannot be read: {in_words(problem)}")), not passing(problem)
         frames_uri = f"frames/{source.source_id}-{key_of(VERSION, config.decisive().model_dump())[:6]}"
         folder = storage.join(root, frames_uri)
         record_uri = storage.join(folder, "source.json")
         if storage.exists(record_uri):
             found = storage.read_json(record_uri)
         else:
-            found, stands = _decoded(source, scratch, uri, config)
+            found, stands = _decoded(source, scratch, config)
             row |= {"source_id": source.source_id, "frames_uri": frames_uri}
             if not stands:
-                return row | found, False
+                return _named(row | found), False
             if not found.get("error"):
                 for name in (SAMPLES, TRACK):
                     _put(os.path.join(scratch, name), storage.join(folder, name))
             storage.write_json(found, record_uri)
-        return row | found | {"source_id": source.source_id, "frames_uri": frames_uri}, True
+        return _named(row | found | {"source_id": source.source_id, "frames_uri": frames_uri}), True
 
 
-def _decoded(source: LocalSource, scratch: str, uri: str, config: ScanConfig) -> tuple[Row, bool]:
-    """What decoding says of a source, and whether it stands; what it wrote is in the folder ``scratch``."""
+def _decoded(source: LocalSource, scratch: str, config: ScanConfig) -> tuple[Row, bool]:
+    """What decoding says of a source, and whether it stands; what it wrote is in the folder ``scratch``.
+
+    No name is in it, as the same bytes may lie under another.
+    """
     arguments = {"path": source.path, "folder": scratch, "samples_per_s": config.samples_per_s}
     try:
         found: Row = call(decode, arguments, config.limits(os.path.getsize(source.path)))
     except Exception as problem:
-        words = in_words(problem).replace(source.path, _file_name(uri)).replace(scratch, "a temporary folder")
+        words = in_words(problem).replace(source.path, "the file").replace(scratch, "a temporary folder")
         # Under the name of its content is kept only what that content does, not what this machine could not do.
-        return _error(f"{_file_name(uri)}: {words}"), not (passing(problem) or isinstance(problem, OSError))
+        return _error(words), not (passing(problem) or isinstance(problem, OSError))
     return (_error(found["error"]) if found.get("error") else found), True
 
 
@@ -102,8 +106,9 @@ def _error(words: str) -> Row:
     return {"error": words, "rejected_by": ["error"]}
 
 
-def _file_name(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]
+def _named(row: Row) -> Row:
+    """The row with the name of its file in its error, if it has one."""
+    return row | {"error": f"scan: {file_name(row)}: {row['error']}"} if row.get("error") else row
 
 
 def _put(path: str, uri: str) -> None:

@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-import fsspec
 import pyarrow as pa
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
+from media.paths import fs_of
 from tasks.tables import storage
-from tasks.tables.checks import PreflightError
+from tasks.tables.checks import PreflightError, check_place
 from tasks.tables.keys import key_of
 from tasks.tables.sources import extension
 
@@ -54,7 +52,8 @@ def read_prompts(uri: str, caption: Caption = "caption_detailed", limit: int | N
 
     Raises PreflightError where there is nothing to read, and for a bad line, with its number.
     """
-    fs, path = url_to_fs(uri)
+    check_place(uri, "prompts_from")
+    fs, path = fs_of(uri)
     if not fs.exists(path):
         raise PreflightError(f"prompts_from {uri!r} does not exist; a prompt itself goes into 'prompts'")
     if fs.isdir(path):
@@ -72,7 +71,8 @@ def read_prompts(uri: str, caption: Caption = "caption_detailed", limit: int | N
 
 def _lines(uri: str) -> Iterator[tuple[str, str]]:
     """Lines that are not empty, each with where it is."""
-    with fsspec.open(uri, "r", encoding="utf-8-sig") as file:
+    fs, path = fs_of(uri)
+    with fs.open(path, "r", encoding="utf-8-sig") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -96,7 +96,8 @@ def _of_jsonl(uri: str, caption: Caption) -> Iterator[Prompt]:
 
 
 def _of_csv(uri: str, caption: Caption) -> Iterator[Prompt]:
-    with fsspec.open(uri, "r", encoding="utf-8-sig", newline="") as file:
+    fs, path = fs_of(uri)
+    with fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(io.StringIO(file.read()))
     for entry in reader:
         yield _prompt(entry, f"{uri}, line {reader.line_num}")
@@ -112,10 +113,9 @@ def _of_parquet(uri: str, caption: Caption) -> Iterator[Prompt]:
 
 
 def _of_manifest(uri: str, caption: Caption) -> Iterator[Prompt]:
-    fs, path = url_to_fs(uri)
-    for name in sorted(fs.find(path)):
-        if name.endswith(".parquet"):
-            yield from _of_parquet(name if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name), caption)
+    for table in storage.list_below(uri):
+        if table.endswith(".parquet"):
+            yield from _of_parquet(table, caption)
 
 
 READERS = {".txt": _of_text, ".jsonl": _of_jsonl, ".csv": _of_csv, ".parquet": _of_parquet}

@@ -33,7 +33,8 @@ def check_roots(uris: Iterable[str], what: str) -> None:
     roots = [_real(root.strip()) for root in allowed.split(",") if root.strip()]
     for uri in uris:
         place = _real(uri)
-        if not any(place == root or place.startswith(root.rstrip("/") + "/") for root in roots):
+        inside = any(place == root or place.startswith(root.rstrip("/") + "/") for root in roots)
+        if not inside or ".." in place.split("/"):  # what a store makes of ".." is its own affair
             raise PreflightError(f"{what} {uri!r} is outside of what this machine allows: {ROOTS} is {allowed!r}")
 
 

@@ -19,10 +19,11 @@ from tasks.tables.owner import read_mark
 
 USED = "steps/used.json"
 
-# steps/<step>/<shard>-<key>.parquet, also of an unfinished result; frames/<source>-<settings>/<file>. Before the last
-# "/" and after the name stands what a run that was killed while it wrote one of them left.
+# steps/<step>/<shard>-<key>.parquet, also of an unfinished result and of parts; frames/<source>-<settings>/<file>.
+# Where a run was killed while it wrote a file, its name begins with a dot and ends in _LEFT.
 _LEFT = r"\.[0-9a-f]{8}\.partial"
-_RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]+)?\.(parquet|json)({_LEFT})?")
+_RESULT = re.compile(rf"steps/([^/]+)/[^/]+-[0-9a-f]{{16}}(~[0-9a-f]+)?(\.part\d+)?\.(parquet|json)({_LEFT})?")
+_PART = re.compile(r"(.+-[0-9a-f]{16})\.part\d+\.parquet")
 _FRAMES = re.compile(rf"(frames/[0-9a-f]+-[0-9a-f]+)/\.?(samples\.parquet|track\.parquet|source\.json)({_LEFT})?")
 
 
@@ -51,7 +52,7 @@ def clean(root: str, dry_run: bool = False) -> Cleaned:
     """Remove the results and frame stores below ``root`` that the last finished run did not use.
 
     Files whose names have not the form of ours stay, whatever they are. Raises PreflightError where ``root`` is no
-    output of a curation, no run has finished there, or one is running.
+    output of a curation, no run has finished there, the last one failed in part, or one is running.
     """
     if read_mark(root) is None:
         raise PreflightError(f"{root!r} is no output of a curation: it has no mark")
@@ -82,15 +83,24 @@ def _used(root: str) -> tuple[set[str], set[str]]:
         raise PreflightError(f"{root!r} has no {USED}: no run has finished there, so nothing is known to be dead")
     try:
         used = storage.read_json(uri)
-        return set(used["tables"]), {folder.rstrip("/") for folder in used["frames"]}
-    except (OSError, KeyError, TypeError) as problem:
+        tables, frames = set(used["tables"]), {folder.rstrip("/") for folder in used["frames"]}
+        whole = used.get("whole", True)
+    except (OSError, KeyError, TypeError, AttributeError) as problem:
         raise PreflightError(f"{uri} cannot be read: {problem}") from problem
+    if not whole:
+        raise PreflightError(
+            f"the last run in {root!r} failed in part, and what its failed shards have done is not known: run it again "
+            "first, or all of that would be removed"
+        )
+    return tables, frames
 
 
 def _dead(name: str, tables: set[str], frames: set[str]) -> str | None:
     """What a file below OUT belongs to, if it is ours and of no use any more: its step, or ``frames``."""
     if (result := _RESULT.fullmatch(name)) and name not in tables:
-        return result[1]
+        # Parts of a result that was left unfinished are where the next run goes on.
+        part = _PART.fullmatch(name)
+        return None if part and any(table.startswith(f"{part[1]}~") for table in tables) else result[1]
     if (store := _FRAMES.fullmatch(name)) and (store[1] not in frames or name.endswith(".partial")):
         return "frames"
     return None

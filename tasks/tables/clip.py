@@ -102,6 +102,7 @@ class SharedFrames:
                 self._users -= 1
                 if not self._users:
                     self._stack.close()
+                    self._open = None  # with the pictures that it holds: many sources are waited for in one context
 
     def __enter__(self) -> "SharedFrames":
         return self

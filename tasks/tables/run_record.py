@@ -17,6 +17,7 @@ from tasks.tables import storage
 from tasks.tables.funnel import Stage, funnel, worst
 from tasks.tables.keys import key_in, key_of, step_of
 from tasks.tables.limit import Limit
+from tasks.tables.step import side_by_side
 
 PACKAGES = (
     "contentv",
@@ -69,8 +70,8 @@ def seconds_by_step(tables: Sequence[str] = ()) -> dict[str, float]:
                 step = run.name.split(" ·")[0]
                 seconds[step] = seconds.get(step, 0.0) + run.total_run_time.total_seconds()
             offset += PAGE
-    for table in tables:
-        if spent := storage.read_notes(table).get("seconds"):
+    for table, notes in zip(tables, side_by_side(storage.read_notes, tables), strict=True):
+        if spent := notes.get("seconds"):
             seconds[step_of(table)] = seconds.get(step_of(table), 0.0) + float(spent)
     return {step: round(spent, 3) for step, spent in sorted(seconds.items(), key=lambda item: -item[1])}
 
@@ -112,8 +113,9 @@ def write_run_record(
     """
     stages = funnel(finals, [limit.reason for limit in allowed])
     relative = sorted(table.removeprefix(output.rstrip("/") + "/") for table in tables)
-    frames = sorted({uri for table in finals for uri in _frames(table)})
-    storage.write_json({"tables": relative, "frames": frames}, storage.join(output, "steps", "used.json"))
+    frames = sorted({uri for found in side_by_side(_frames, finals) for uri in found})
+    used = {"tables": relative, "frames": frames, "whole": not failures}
+    storage.write_json(used, storage.join(output, "steps", "used.json"))
     record: dict[str, Any] = {
         "status": "failed in part" if failures else "complete",
         "failed": [asdict(failure) for failure in failures],

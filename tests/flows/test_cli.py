@@ -105,6 +105,7 @@ def test_a_run_that_failed_in_part_names_its_shards_and_shows_what_it_has(librar
     assert "1 shard failed" in shown.err
     assert "sources found" in shown.out
     assert json.loads((out / "run.json").read_text())["status"] == "failed in part"
+    assert main(["clean", str(out)]) == 2, "what the failed shard has done would go"
     state = curate_videos(str(library / "in"), str(out), sources_per_shard=1, return_state=True)
     assert (state.type.value, state.name) == ("FAILED", "Failed in part")
     assert shard in state.message

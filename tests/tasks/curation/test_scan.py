@@ -271,7 +271,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     for path in (tmp_path / "pipe.mp4", tmp_path / "folder.mp4", Path("/dev/zero")):
         row = scanned(path, tmp_path / "out")
-        assert row["error"] == f"cannot be read: {path.name}: it is no regular file"
+        assert row["error"] == f"scan: {path.name}: cannot be read: it is no regular file"
 
 
 def test_a_remote_source_is_fetched_once_and_out_may_be_remote(tmp_path):
@@ -331,7 +331,7 @@ def test_the_waits_between_tries_double(tmp_path, flaky, monkeypatch):
 def test_a_fault_that_stays_is_an_error_that_is_not_kept(tmp_path, flaky):
     FlakyStore.down = 9
     row, stands = scan_or_fault(flaky, str(tmp_path / "out"), ScanConfig(retry_wait_s=0))
-    assert row["error"] == "cannot be read: a.mp4: Connection timed out"
+    assert row["error"] == "scan: a.mp4: cannot be read: Connection timed out"
     assert not stands
     assert not (tmp_path / "out").exists()
     FlakyStore.down = 0
@@ -346,7 +346,10 @@ def test_a_transfer_that_ends_early_is_no_truncated_source(tmp_path, flaky, monk
     half = (tmp_path / "a.mp4").read_bytes()[:1000]
     monkeypatch.setattr(FlakyStore, "_open", lambda self, path, mode="rb", **options: _Short(half))
     row, stands = scan_or_fault(flaky, str(tmp_path / "out"), ScanConfig(retry_wait_s=0))
-    assert (row["error"], stands) == ("cannot be read: a.mp4: the transfer ended after 1000 of 1000000 bytes", False)
+    assert (row["error"], stands) == (
+        "scan: a.mp4: cannot be read: the transfer ended after 1000 of 1000000 bytes",
+        False,
+    )
 
 
 def test_a_file_that_goes_away_before_it_is_decoded_is_no_bad_content(tmp_path, monkeypatch):
@@ -364,7 +367,7 @@ def test_a_shard_with_a_fault_that_may_pass_is_scanned_again(tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(scan_module, "decode", hostile_work.fills_the_disk)
         (row,) = storage.read_table(scan.fn(table)).to_pylist()
-    assert row["error"] == "a.mp4: No space left on device"
+    assert row["error"] == "scan: a.mp4: No space left on device"
     (row,) = storage.read_table(scan.fn(table)).to_pylist()
     assert row["error"] is None
 
@@ -372,10 +375,10 @@ def test_a_shard_with_a_fault_that_may_pass_is_scanned_again(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("act", "config", "words"),
     [
-        ("waits", {"decode_max_s": 0.2, "decode_max_s_per_gb": 0}, "a.mp4: decoding took longer than 0.2 s"),
-        ("takes_memory", {"memory_max_gib": 0.5}, "a.mp4: decoding needed more than 0.5 GiB of memory"),
-        ("reads_no_memory", {}, "a.mp4: the decoder died (signal 11)"),
-        ("breaks", {}, "a.mp4: 'a bug met a.mp4'"),
+        ("waits", {"decode_max_s": 0.2, "decode_max_s_per_gb": 0}, "scan: a.mp4: decoding took longer than 0.2 s"),
+        ("takes_memory", {"memory_max_gib": 0.5}, "scan: a.mp4: decoding needed more than 0.5 GiB of memory"),
+        ("reads_no_memory", {}, "scan: a.mp4: the decoder died (signal 11)"),
+        ("breaks", {}, "scan: a.mp4: 'a bug met the file'"),
     ],
 )
 def test_what_a_source_does_to_its_decoder_is_its_own_error_and_stays(tmp_path, monkeypatch, act, config, words):
@@ -394,14 +397,14 @@ def test_a_large_file_gets_more_time(tmp_path, monkeypatch):
     short = ScanConfig(decode_max_s=0.1, decode_max_s_per_gb=0)
     assert "took longer than 0.1 s" in scan_once(str(path), str(tmp_path / "short"), short)["error"]
     more = ScanConfig(decode_max_s=0.1, decode_max_s_per_gb=60_000)
-    assert scan_once(str(path), str(tmp_path / "more"), more)["error"] == "it came to its end"
+    assert scan_once(str(path), str(tmp_path / "more"), more)["error"] == f"scan: {path.name}: it came to its end"
 
 
 def test_an_image_that_unpacks_to_gigabytes_costs_only_itself(tmp_path):
     Image.new("L", (12_000, 12_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 1_000_000
     row = scan_once(str(tmp_path / "bomb.png"), str(tmp_path), ScanConfig(memory_max_gib=0.4))
-    assert row["error"] == "bomb.png: decoding needed more than 0.4 GiB of memory"
+    assert row["error"] == "scan: bomb.png: decoding needed more than 0.4 GiB of memory"
 
 
 def test_limits_are_in_no_key(tmp_path):
@@ -422,3 +425,11 @@ def test_samples_per_s_is_how_many_are_kept(tmp_path):
     encode(tmp_path / "a.mp4", ramp(72), fps=24)
     row = scan_once(str(tmp_path / "a.mp4"), str(tmp_path), ScanConfig(samples_per_s=24))
     assert len(samples(row, tmp_path)) == 72
+
+
+def test_the_same_bad_bytes_under_two_names_name_each_file(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"\0" * 5000)
+    first, second = (scanned(tmp_path / name, tmp_path / "out") for name in ("a.mp4", "b.mp4"))
+    assert first["source_id"] == second["source_id"]
+    assert first["error"].startswith("scan: a.mp4: ") and second["error"] == first["error"].replace("a.mp4", "b.mp4")

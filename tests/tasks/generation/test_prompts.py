@@ -21,6 +21,17 @@ def test_json_lines_and_csv_may_bring_seeds(tmp_path):
     assert read_prompts(str(tmp_path / "p.csv")) == [Prompt('a "cat"', 7), Prompt("a\ndog")]
 
 
+@pytest.mark.parametrize("folder", ["a::b", "100%d", "one #1"])
+def test_a_path_is_plain_whatever_its_letters(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    row = clip(caption_detailed="a cat")
+    storage.write_table(storage.read_table(wide(tmp_path, [row])), str(tmp_path / folder / "manifest" / "p.parquet"))
+    (tmp_path / folder / "p.txt").write_text("a cat\n")
+    (tmp_path / folder / "p.csv").write_text("prompt\na cat\n")
+    for name in ("manifest", "p.txt", "p.csv"):
+        assert read_prompts(str(tmp_path / folder / name)) == [Prompt("a cat")]
+
+
 def test_a_manifest_gives_its_captions_in_the_order_of_its_files(tmp_path):
     for part, name in enumerate("ab"):
         row = clip(clip_id=name, caption_detailed=f"{name} in detail", caption_short=name)

@@ -16,7 +16,14 @@ def test_without_a_setting_every_place_may_be_used(monkeypatch: pytest.MonkeyPat
 def test_a_place_outside_of_the_roots_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(ROOTS, f"{tmp_path}/data, s3://bucket/videos")
     check_roots([f"{tmp_path}/data", f"{tmp_path}/data/a.mp4", "s3://bucket/videos/b.mp4"], "source")
-    for outside in (f"{tmp_path}/database", f"{tmp_path}/data/../secret", "s3://bucket/videos2", "s3://other", "/"):
+    for outside in (
+        f"{tmp_path}/database",
+        f"{tmp_path}/data/../secret",
+        "s3://bucket/videos2",
+        "s3://other",
+        "/",
+        "s3://bucket/videos/../secret",
+    ):
         with pytest.raises(PreflightError, match="outside of what this machine allows"):
             check_roots([outside], "source")
 

@@ -13,6 +13,8 @@ LIVE = [
     f"steps/sources/clip_a-{KEY}.parquet",
     f"frames/{KEY}-012345/samples.parquet",
     f"frames/{KEY}-012345/source.json",
+    f"steps/motion/clip_a-{KEY}~0a1b2c3d.parquet",
+    f"steps/motion/clip_a-{KEY}.part0000.parquet",  # the next run goes on there
 ]
 DEAD = [
     f"steps/scan/clip_a-{OTHER}.parquet",
@@ -20,6 +22,8 @@ DEAD = [
     f"steps/blur/clip_a-{KEY}.parquet",
     f"steps/text/clip_a-{KEY}~0a1b2c3d.parquet",
     f"steps/dedup-sources/decided-{OTHER}.json",
+    f"steps/motion/clip_a-{OTHER}.part0000.parquet",
+    f"steps/text/clip_a-{KEY}.part0012.parquet",
     f"steps/scan/.clip_a-{KEY}.parquet.0a1b2c3d.partial",
     f"frames/{OTHER}-012345/samples.parquet",
     f"frames/{OTHER}-012345/track.parquet",
@@ -52,7 +56,10 @@ def output(root: str) -> None:
     for name in LIVE + DEAD + UNKNOWN:
         with storage.writing(storage.join(root, name)) as file:
             file.write(b"x" * 100)
-    used = {"tables": [name for name in LIVE if name.startswith("steps")], "frames": [f"frames/{KEY}-012345"]}
+    used = {
+        "tables": [name for name in LIVE if name.startswith("steps") and ".part" not in name],
+        "frames": [f"frames/{KEY}-012345"],
+    }
     storage.write_json(used, storage.join(root, USED))
 
 
@@ -64,7 +71,7 @@ def test_what_the_last_run_did_not_use_goes_and_everything_else_stays(root):
     output(root)
     cleaned = clean(root)
     assert there(root) == {*LIVE, *UNKNOWN}
-    assert cleaned.files == {"scan": 3, "blur": 1, "text": 1, "dedup-sources": 1, "frames": 5}
+    assert cleaned.files == {"scan": 3, "blur": 1, "text": 2, "motion": 1, "dedup-sources": 1, "frames": 5}
     assert cleaned.bytes == {step: 100 * count for step, count in cleaned.files.items()}
     assert clean(root).files == {}
 
@@ -73,7 +80,7 @@ def test_a_dry_run_says_the_same_and_removes_nothing(root):
     output(root)
     planned = clean(root, dry_run=True)
     assert there(root) == {*LIVE, *DEAD, *UNKNOWN}
-    assert "11 files with 1.1 KiB would be removed" in str(planned)
+    assert "13 files with 1.3 KiB would be removed" in str(planned)
     done = clean(root)
     assert (done.files, done.bytes, done.kept_bytes) == (planned.files, planned.bytes, planned.kept_bytes)
 
@@ -82,6 +89,14 @@ def test_nothing_is_cleaned_before_a_run_has_finished(root):
     output(root)
     storage.remove(storage.join(root, USED))
     with pytest.raises(PreflightError, match="no run has finished"):
+        clean(root)
+    assert there(root) == {*LIVE, *DEAD, *UNKNOWN}
+
+
+def test_after_a_run_that_failed_in_part_nothing_is_cleaned(root):
+    output(root)
+    storage.write_json({"tables": [], "frames": [], "whole": False}, storage.join(root, USED))
+    with pytest.raises(PreflightError, match="failed in part"):
         clean(root)
     assert there(root) == {*LIVE, *DEAD, *UNKNOWN}
 
