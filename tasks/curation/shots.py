@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.curation.transitions import SIDE, Kind, ShotConfig, Transition, find_cuts, find_gradual
+from tasks.curation.thumbnails import SIDE
+from tasks.curation.transitions import Kind, ShotConfig, Transition, find_cuts, find_gradual
 from tasks.tables.picture import Image
 
 FRAMES_PER_BLOCK = 4096
