@@ -17,7 +17,7 @@ def contrasts(pictures: Floats) -> NDArray[np.floating]:
     return np.sqrt((weighted(pictures - pictures.mean((2, 3), keepdims=True)) ** 2).sum((1, 2, 3)))
 
 
-def normalised(pictures: Floats) -> NDArray[np.floating]:
+def _normalised(pictures: Floats) -> NDArray[np.floating]:
     """Each picture with its planes' means removed, and of unit energy; nearly flat ones are left nearly 0."""
     centred = weighted(pictures - pictures.mean((2, 3), keepdims=True))
     energy = (centred**2).sum((1, 2, 3), keepdims=True)
@@ -41,7 +41,7 @@ def novelty(first: Floats, second: Floats) -> NDArray[np.floating]:
     Explained is what 3x3 blocks of the first one, each moved by up to 3 places, make of it. Mean and contrast are
     normalised away, so that a change of exposure explains everything; of two flat pictures, nothing is explained.
     """
-    a, b = normalised(first), normalised(second)
+    a, b = _normalised(first), _normalised(second)
     blocks = (len(a), SIDE // 3, 3, SIDE // 3, 3)
     best = np.full((len(a), SIDE // 3, SIDE // 3), np.inf, np.float32)
     padded = np.pad(a, ((0, 0), (0, 0), (3, 3), (3, 3)), mode="edge")

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.curation.jumps import is_loop, is_restless
 from tasks.curation.thumbnails import SIDE, Floats, changed_share, contrasts, distance, novelty, weighted
 
 GradualKind = Literal["dissolve", "fade", "wipe"]
@@ -45,6 +46,13 @@ class ShotConfig(BaseModel):
     cut_content: float = Field(15.0, description="least PySceneDetect content value of a cut, 0 to 255")
     cut_ratio: float = Field(1.8, description="a cut's content value against the second largest within 0.25 s")
     cut_ratio_alike: float = Field(4.0, description="the same, where the two pictures look alike")
+    loop_s: float = Field(
+        3.0, ge=0, description="a loop of at most this period, seconds, is not cut where it jumps back"
+    )
+    loop_alike: float = Field(0.15, description="most distance of two turns of a loop, as a share of its jump")
+    restless: float = Field(
+        0.3, description="least correlation across jumps, three and more within a second, for none to be a cut"
+    )
     off_path: float = Field(0.08, description="most squared distance of a dissolve from its straight path, as a share")
     drift: float = Field(
         0.5, description="most squared drift of the shots beside a transition, as a share of the change"
@@ -97,7 +105,11 @@ def find_cuts(content: Floats, pictures: Floats, fps: float, config: ShotConfig)
         )
         if change < config.least_change or returns < 0.7 * change:
             continue
-        if ratio >= config.cut_ratio_alike or novelty(old[None], new[None])[0] >= config.least_novelty:
+        if ratio < config.cut_ratio_alike and novelty(old[None], new[None])[0] < config.least_novelty:
+            continue
+        if is_loop(content, pictures, i, fps, config.loop_s, config.cut_ratio, config.loop_alike):
+            continue
+        if not is_restless(content, pictures, i, fps, config.cut_ratio, config.restless):
             cuts.append(i)
     return cuts
 
