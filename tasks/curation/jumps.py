@@ -2,8 +2,8 @@
 
 A cut is an event: what was there before is gone, and its neighbourhood is calmer than it is. A loop (an animated GIF, a
 few pictures played again and again) jumps back to pictures that were there one period ago and then goes the same way
-again. Stop motion, footage at a few pictures a second and a timelapse jump as far all the time, and what they show stays
-in common to the pictures on either side.
+again. Stop motion, footage at a few pictures a second and a timelapse jump as far all the time, and what they show
+stays in common to the pictures on either side.
 """
 
 import numpy as np
@@ -79,3 +79,15 @@ def _common(pictures: Floats, first: int, end: int, jumps: NDArray[np.intp]) -> 
     old, new = (part - part.mean(2, keepdims=True) for part in (old, new))
     energy = np.sqrt((old**2).sum((1, 2)) * (new**2).sum((1, 2)))
     return (old * new).sum((1, 2)) / np.maximum(energy, 1e-3)
+
+
+def unsteadiness(pictures: Floats) -> float:
+    """How much the way of the pictures turns back from frame to frame: 0 where it is straight and even, at most 4.
+
+    The mean square of its second differences against that of its steps: 2 where steps have nothing to do with each
+    other, or where each picture is shown several times, and 3 where pictures scatter around one, as in flicker.
+    """
+    steps = np.diff(weighted(pictures), axis=0)
+    if len(steps) < 2:
+        return 0.0
+    return float((np.diff(steps, axis=0) ** 2).sum((1, 2, 3)).mean() / max((steps**2).sum((1, 2, 3)).mean(), 1e-6))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.curation.jumps import is_loop, is_restless
+from tasks.curation.jumps import is_loop, is_restless, unsteadiness
 from tasks.curation.thumbnails import SIDE, Floats, changed_share, contrasts, distance, novelty, weighted
 
 GradualKind = Literal["dissolve", "fade", "wipe"]
@@ -59,6 +59,9 @@ class ShotConfig(BaseModel):
     )
     wipe_evidence: float = Field(0.75, description="least sum of a wipe's sweep along one edge and of its novelty")
     flat_contrast: float = Field(0.15, description="contrast of a flat picture, as a share of the contrast near it")
+    flicker: float = Field(
+        2.2, ge=0, description="unsteadiness, 0 to 4, from which a fade is none: its light flickers all the way"
+    )
     margin_frames: int = Field(1, ge=0, description="frames taken away on either side of a gradual transition")
 
 
@@ -84,7 +87,8 @@ def find_cuts(content: Floats, pictures: Floats, fps: float, config: ShotConfig)
     """Indices of the first frames after hard cuts.
 
     A cut stands out of the content values around it (the second largest within 0.25 s, so that repeated frames and one
-    other cut nearby do not matter), and the old picture does not come back as it does after a flash.
+    other cut nearby do not matter), and the old picture does not come back as it does after a flash. The jumps of a
+    loop are no cuts, nor are those of footage that jumps all the time (tasks.curation.jumps).
     """
     cuts = []
     contrast = contrasts(pictures)
@@ -248,6 +252,8 @@ def _fades(pictures: Floats, tables: list[_Windows], config: ShotConfig) -> Iter
         into = _best_ramp(tables, last, 0.3, config, out=False) if into is None else into
         before = _bounds(pictures, out, first)[0] if out is not None else first - 1
         after = _bounds(pictures, last, into)[1] if into is not None else last + 1
+        if unsteadiness(pictures[max(0, before) : after + 1]) >= config.flicker:
+            continue
         yield _span("fade", before, after, pictures, config)
 
 
