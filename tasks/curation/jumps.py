@@ -14,7 +14,7 @@ from tasks.curation.thumbnails import Floats, distance, weighted
 RESTLESS_S = 1.0  # how far on either side of a jump others are looked for
 RESTLESS_JUMPS = 3  # as many within that as tell of footage that jumps all the time: pieces of half a second
 LIT = 24.0  # luma of a place that is no border of a picture on black
-STROBE_S = 1.0  # a period within which any number of jumps may repeat; a longer one has only its jump back
+STROBE_S = 2.0  # a period within which any number of jumps may repeat; a longer one has only its jump back
 
 
 def is_loop(
