@@ -22,11 +22,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tasks.curation.transitions import SIDE, Kind, ShotConfig, Transition, find_cuts, find_gradual
+from tasks.curation.thumbnails import SIDE
+from tasks.curation.transitions import Kind, ShotConfig, Transition, find_cuts, find_gradual
 from tasks.tables.picture import Image
 
 FRAMES_PER_BLOCK = 4096
-OVERLAP = 512  # more than any transition with what is around it, at 60 frames a second
+OVERLAP = 768  # more than any transition with what is around it, at 60 frames a second
+SEAM = OVERLAP // 3  # frames of surroundings that a transition needs: a loop goes round twice in them
 MAX_FPS = 36.0  # of what gradual transitions are looked for in
 CLOCK_S = 0.5e-3  # grace of lengths: 3 s of 29.97 fps video are 2.9997 s by a container's clock
 
@@ -201,9 +203,8 @@ def _spans(block: _Block, config: ShotConfig) -> list[_Span]:
     gradual = find_gradual(block.pictures[kept], np.searchsorted(kept, cuts).tolist(), config)
     spans: list[_Span] = [("cut", i, i) for i in cuts]
     spans += [(s.kind, int(kept[s.before]) + 1, int(kept[s.after])) for s in gradual]
-    seam = OVERLAP // 4
-    first = seam if block.first else 0
-    last = len(times) if block.ends else len(times) - seam
+    first = SEAM if block.first else 0
+    last = len(times) if block.ends else len(times) - SEAM
     return [(kind, a + block.first, b + block.first) for kind, a, b in spans if a >= first and b <= last]
 
 

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-Floats = NDArray[np.float32]
+from tasks.curation.jumps import is_loop, is_restless, unsteadiness
+from tasks.curation.thumbnails import SIDE, Floats, changed_share, contrasts, distance, novelty, weighted
+
 GradualKind = Literal["dissolve", "fade", "wipe"]
 Kind = Literal["cut"] | GradualKind
 
-SIDE = 12  # places per row and column of a thumbnail
-CHROMA_WEIGHT = 2.0  # chroma spans about half of luma's range
 SCALES = (5, 7, 10, 14, 20, 28, 40, 56)  # steps from the last frame of A to the first of B
 REACH = 96  # frames that a decision may look ahead: the longest scale and what must stay steady, or away, after it
 
@@ -46,12 +46,22 @@ class ShotConfig(BaseModel):
     cut_content: float = Field(15.0, description="least PySceneDetect content value of a cut, 0 to 255")
     cut_ratio: float = Field(1.8, description="a cut's content value against the second largest within 0.25 s")
     cut_ratio_alike: float = Field(4.0, description="the same, where the two pictures look alike")
+    loop_s: float = Field(
+        3.0, ge=0, description="a loop of at most this period, seconds, is not cut where it jumps back"
+    )
+    loop_alike: float = Field(0.15, description="most distance of two turns of a loop, as a share of its jump")
+    restless: float = Field(
+        0.3, description="least correlation across jumps, three and more within a second, for none to be a cut"
+    )
     off_path: float = Field(0.08, description="most squared distance of a dissolve from its straight path, as a share")
     drift: float = Field(
         0.5, description="most squared drift of the shots beside a transition, as a share of the change"
     )
     wipe_evidence: float = Field(0.75, description="least sum of a wipe's sweep along one edge and of its novelty")
     flat_contrast: float = Field(0.15, description="contrast of a flat picture, as a share of the contrast near it")
+    flicker: float = Field(
+        2.2, ge=0, description="unsteadiness, 0 to 4, from which a fade is none: its light flickers all the way"
+    )
     margin_frames: int = Field(1, ge=0, description="frames taken away on either side of a gradual transition")
 
 
@@ -77,10 +87,11 @@ def find_cuts(content: Floats, pictures: Floats, fps: float, config: ShotConfig)
     """Indices of the first frames after hard cuts.
 
     A cut stands out of the content values around it (the second largest within 0.25 s, so that repeated frames and one
-    other cut nearby do not matter), and the old picture does not come back as it does after a flash.
+    other cut nearby do not matter), and the old picture does not come back as it does after a flash. The jumps of a
+    loop are no cuts, nor are those of footage that jumps all the time (tasks.curation.jumps).
     """
     cuts = []
-    contrast = _contrast(pictures)
+    contrast = contrasts(pictures)
     around = max(2, round(fps / 4))
     for i in map(int, np.flatnonzero(content[1:] >= config.cut_content) + 1):
         others = np.concatenate([content[max(1, i - around) : i], content[i + 1 : i + 1 + around]])
@@ -91,14 +102,18 @@ def find_cuts(content: Floats, pictures: Floats, fps: float, config: ShotConfig)
         old, new = pictures[i - 1], pictures[i]
         if all(contrast[k] < 0.3 * contrast[max(0, i - around) : i + around].max() for k in (i - 1, i)):
             continue  # the middle of a fade
-        change = _distance(old, new)
+        change = distance(old, new)
         brief = max(2, round(fps / 6))
         returns = min(
-            _distance(old, pictures[i : i + brief]).min(), _distance(new, pictures[max(0, i - brief) : i]).min()
+            distance(old, pictures[i : i + brief]).min(), distance(new, pictures[max(0, i - brief) : i]).min()
         )
         if change < config.least_change or returns < 0.7 * change:
             continue
-        if ratio >= config.cut_ratio_alike or novelty(old[None], new[None])[0] >= config.least_novelty:
+        if ratio < config.cut_ratio_alike and novelty(old[None], new[None])[0] < config.least_novelty:
+            continue
+        if is_loop(content, pictures, i, fps, config.loop_s, config.cut_ratio, config.loop_alike):
+            continue
+        if not is_restless(content, pictures, i, fps, config.cut_ratio, config.restless):
             cuts.append(i)
     return cuts
 
@@ -128,7 +143,7 @@ class Distances:
     """Squared distances between each frame and the REACH after it."""
 
     def __init__(self, pictures: Floats) -> None:
-        flat = _weighted(pictures).reshape(len(pictures), -1)
+        flat = weighted(pictures).reshape(len(pictures), -1)
         self.count = len(flat)
         self._band = np.full((self.count, REACH + 1), np.inf, np.float32)
         norm = (flat * flat).sum(1)
@@ -190,7 +205,7 @@ def _replacements(pictures: Floats, near: Distances, tables: list[_Windows], con
         return
     candidates.sort(reverse=True)
     old, new = pictures[[a for _, a, _, _ in candidates]], pictures[[b for _, _, b, _ in candidates]]
-    contrast = _contrast(pictures)
+    contrast = contrasts(pictures)
     novel, wide = novelty(old, new), changed_share(old, new) >= config.least_spread
     for i in np.flatnonzero(wide & (novel >= config.least_novelty)).tolist():
         _, a, b, off_path = candidates[i]
@@ -221,7 +236,7 @@ def _returns(near: Distances, before: int, after: int) -> bool:
 
 def _fades(pictures: Floats, tables: list[_Windows], config: ShotConfig) -> Iterator[Span]:
     """Stretches of flat frames together with the ramps to and from them."""
-    contrast = _contrast(pictures)
+    contrast = contrasts(pictures)
     reach = SCALES[-1]
     around = np.lib.stride_tricks.sliding_window_view(np.pad(contrast, reach), reach + 1).max(-1)
     flat = contrast < np.maximum(3.0, config.flat_contrast * np.minimum(around[:-reach], around[reach:]))
@@ -237,6 +252,8 @@ def _fades(pictures: Floats, tables: list[_Windows], config: ShotConfig) -> Iter
         into = _best_ramp(tables, last, 0.3, config, out=False) if into is None else into
         before = _bounds(pictures, out, first)[0] if out is not None else first - 1
         after = _bounds(pictures, last, into)[1] if into is not None else last + 1
+        if unsteadiness(pictures[max(0, before) : after + 1]) >= config.flicker:
+            continue
         yield _span("fade", before, after, pictures, config)
 
 
@@ -270,7 +287,7 @@ def _bounds(pictures: Floats, a: int, b: int) -> tuple[int, int]:
     """
     slack = (b - a) // 2
     first, last = max(0, a - slack), min(len(pictures) - 1, b + slack)
-    flat = _weighted(pictures[first : last + 1]).reshape(last - first + 1, -1)
+    flat = weighted(pictures[first : last + 1]).reshape(last - first + 1, -1)
     old, new = flat[a - first], flat[b - first]
     way = (flat - old) @ (new - old) / max(float(((new - old) ** 2).sum()), 1e-6)
     middle = int(np.flatnonzero(way[a - first : b - first + 1] >= 0.5)[0]) + a - first
@@ -285,33 +302,6 @@ def _bounds(pictures: Floats, a: int, b: int) -> tuple[int, int]:
     before = max(0, min(leaves(0.04), math.floor(leaves(0.2) - fifth)))
     after = min(last - first, max(reaches(0.96), math.ceil(reaches(0.8) + fifth)))
     return first + before, first + after
-
-
-def novelty(first: Floats, second: Floats) -> NDArray[np.floating]:
-    """How much of the second pictures the first ones do not explain [N], 0 to about 1; pictures are [N, 3, SIDE, SIDE].
-
-    Explained is what 3x3 blocks of the first one, each moved by up to 3 places, make of it. Mean and contrast are
-    normalised away, so that a change of exposure explains everything; of two flat pictures, nothing is explained.
-    """
-    a, b = _normalised(first), _normalised(second)
-    blocks = (len(a), SIDE // 3, 3, SIDE // 3, 3)
-    best = np.full((len(a), SIDE // 3, SIDE // 3), np.inf, np.float32)
-    padded = np.pad(a, ((0, 0), (0, 0), (3, 3), (3, 3)), mode="edge")
-    for dy in range(7):
-        for dx in range(7):
-            error = ((padded[:, :, dy : dy + SIDE, dx : dx + SIDE] - b) ** 2).sum(1)
-            best = np.minimum(best, error.reshape(blocks).sum((2, 4)))
-    flat = (a**2).sum((1, 2, 3)) + (b**2).sum((1, 2, 3)) < 0.1
-    return np.where(flat, np.float32(1), best.sum((1, 2)) / 2)
-
-
-def changed_share(first: Floats, second: Floats) -> NDArray[np.floating]:
-    """Over which share of the frame the change between pictures [N, 3, SIDE, SIDE] is spread [N], 0 to 1.
-
-    The participation ratio of the squared differences: 1 if all places change alike, k if a share k of them does.
-    """
-    change = (_weighted(first - second) ** 2).sum(1)
-    return (change.sum((1, 2)) ** 2) / (SIDE**2 * (change**2).sum((1, 2)) + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -330,7 +320,7 @@ def sweep(pictures: Floats) -> Edge | None:
     """The straight edge along which the first picture becomes the last; None if it hardly moves."""
     waypoints = np.unique(np.linspace(0, len(pictures) - 1, 17).round().astype(int))
     steps = len(waypoints) - 1
-    x = _weighted(pictures[waypoints])
+    x = weighted(pictures[waypoints])
     change = x[-1] - x[0]
     weight = (change**2).sum(0)
     way = ((x - x[0]) * change).sum(1) / (weight + 0.1 * weight.mean() + 1e-6)
@@ -349,28 +339,6 @@ def sweep(pictures: Floats) -> Edge | None:
     frames_per_step = (len(pictures) - 1) / steps
     enters, leaves = math.floor(arrival.min() * frames_per_step), math.ceil((arrival.max() + 1) * frames_per_step)
     return Edge(strength, enters, leaves)
-
-
-def _contrast(pictures: Floats) -> NDArray[np.floating]:
-    """Root mean square deviation of each picture from its mean colour [T]."""
-    return np.sqrt((_weighted(pictures - pictures.mean((2, 3), keepdims=True)) ** 2).sum((1, 2, 3)))
-
-
-def _normalised(pictures: Floats) -> NDArray[np.floating]:
-    """Each picture with its planes' means removed, and of unit energy; nearly flat ones are left nearly 0."""
-    centred = _weighted(pictures - pictures.mean((2, 3), keepdims=True))
-    energy = (centred**2).sum((1, 2, 3), keepdims=True)
-    return centred / np.sqrt(np.maximum(energy, 1.0))
-
-
-def _weighted(pictures: Floats) -> Floats:
-    """Scaled so that a sum of squares is a mean square in luma levels."""
-    weights = np.array([1, CHROMA_WEIGHT, CHROMA_WEIGHT], np.float32) / SIDE
-    return (pictures * weights[:, None, None]).astype(np.float32, copy=False)
-
-
-def _distance(one: Floats, other: Floats) -> NDArray[np.floating]:
-    return np.sqrt((_weighted(one - other) ** 2).sum((-3, -2, -1)))
 
 
 def _running_max(values: NDArray[np.floating], reach: int) -> NDArray[np.floating]:
