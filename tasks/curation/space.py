@@ -90,7 +90,8 @@ def check_space(root: str, sources: pa.Table, samples_per_s: float) -> str:
     if not is_local(root):
         return "The space of an object store is not checked."
     free = shutil.disk_usage(fs_of(root)[1]).free
-    if free > FAR_MORE * total_bytes(sources) * max(1.0, samples_per_s / 2):
+    known = total_bytes(sources)  # 0: the store tells no sizes
+    if known and free > FAR_MORE * known * max(1.0, samples_per_s / 2):
         return f"{size(free)} are free, far more than the run can take."  # so nothing is probed for it
     prediction = predict(sources, samples_per_s)
     if prediction is None:

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import quote
 
 import av
-import fsspec
 import pyarrow as pa
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import TaskRunContext
@@ -34,7 +33,7 @@ PROMPT_IN_ARTIFACT = 160
 
 def poster(uri: str, longest: int) -> str:
     """The middle frame of a video, at most ``longest`` pixels on its longest side, as a JPEG data URI."""
-    with fsspec.open(uri, "rb") as file, av.open(file) as container:
+    with storage.open_read(uri) as file, av.open(file) as container:
         stream = container.streams.video[0]
         middle = stream.frames // 2
         image = next(

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from tasks.pages.report_examples import Place, Pool, ids_of
@@ -60,7 +59,7 @@ class Survey:
 
 
 def score_of(table: pa.Table, column: str) -> NDArray[np.float64]:
-    """A score of every row, NaN where it was not measured; ``crop_area`` is derived, as in ``verdict.measure``."""
+    """A score of every row, NaN where it was not measured; ``crop_area`` is derived, as in ``limit.value_of``."""
     if column == "crop_area":
         w, h, width, height = (table[name].to_numpy().astype(np.float64) for name in CROP)
         return w * h / (width * height)
@@ -69,8 +68,8 @@ def score_of(table: pa.Table, column: str) -> NDArray[np.float64]:
 
 def survey(tables: Sequence[str], allowed: Sequence[Limit]) -> Survey:
     """Both passes."""
-    fs, path = url_to_fs(tables[0])
-    fields = pq.read_schema(path, filesystem=fs)
+    with storage.open_read(tables[0]) as file:
+        fields = pq.read_schema(file)
     notes = {field.name: {k.decode(): v.decode() for k, v in (field.metadata or {}).items()} for field in fields}
     limited = [limit.column for limit in allowed]
     drawn = [name for name in fields.names if "drawn" in notes[name]]
