@@ -6,6 +6,8 @@ again. Stop motion, footage at a few pictures a second and a timelapse jump as f
 stays in common to the pictures on either side.
 """
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +25,9 @@ def is_loop(
     """Whether the jump to frame ``i`` is one of a loop of at most ``longest_s``: back to where it begins, or within it.
 
     Two periods that follow each other and meet at ``i``, or end there, or begin there after the same jump, must be the
-    same picture by picture, within ``alike`` of the jump. Within a period of more than STROBE_S no other jump may be,
-    from 1/``ratio`` of that at ``i`` on: two views in turn are parted by cuts, flicker and strobes are one shot.
+    same picture by picture, within ``alike`` of the jump. Where a period has other jumps, from 1/``ratio`` of that at
+    ``i`` on, it is of at most STROBE_S and must come three times in a row: two views in turn are parted by cuts, which
+    may chance to be as far apart once, while flicker and strobes are one shot.
     """
     old, new = pictures[i - 1], pictures[i]
     limit = alike * float(distance(old, new))
@@ -32,13 +35,18 @@ def is_loop(
     sides = content[i - 1 : max(0, i - longest) : -1], content[i + 1 : i + longest]
     calm = [int(np.argmax(np.append(side, np.inf) >= content[i] / ratio)) + 1 for side in sides]
     reach = [min(longest, max(round(STROBE_S * fps), quiet)) for quiet in calm]
-    earlier = distance(pictures[max(0, i - reach[0]) : i - 1][::-1], new) <= limit
-    for period in map(int, np.flatnonzero(earlier) + 2):
-        if _repeats(pictures, i, period, limit) or _repeats(pictures, i - period, period, limit):
-            return True
+
+    earlier = np.flatnonzero(distance(pictures[max(0, i - reach[0]) : i - 1][::-1], new) <= limit) + 2
     later = distance(pictures[i + 2 : i + 1 + reach[1]], new) <= limit
-    before = distance(pictures[i + 1 : i + 1 + reach[1]][: len(later)], old) <= limit
-    return any(_repeats(pictures, i + period, period, limit) for period in map(int, np.flatnonzero(later & before) + 2))
+    same_jump = later & (distance(pictures[i + 1 : i + reach[1]][: len(later)], old) <= limit)
+    for side, periods, turns in ((0, earlier, (-2, -1, 0, 1)), (1, np.flatnonzero(same_jump) + 2, (1, 2))):
+        for period in map(int, periods):
+            again = [_repeats(pictures, i + turn * period, period, limit) for turn in turns]
+            if period <= calm[side] and any(again[1:3] if side == 0 else again[:1]):
+                return True
+            if any(one and other for one, other in itertools.pairwise(again)):
+                return True
+    return False
 
 
 def _repeats(pictures: Floats, start: int, period: int, limit: float) -> bool:
