@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import av
+import numpy as np
 import pyarrow as pa
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.context import TaskRunContext
@@ -33,7 +34,7 @@ PROMPT_IN_ARTIFACT = 160
 
 def poster(uri: str, longest: int) -> str:
     """The middle frame of a video, at most ``longest`` pixels on its longest side, as a JPEG data URI."""
-    with storage.open_read(uri) as file, av.open(file) as container:
+    with storage.open_read(uri) as file, av.open(file, "r") as container:
         stream = container.streams.video[0]
         middle = stream.frames // 2
         image = next(
@@ -41,7 +42,7 @@ def poster(uri: str, longest: int) -> str:
             for number, frame in enumerate(container.decode(stream))
             if number == middle
         )
-    jpeg = encode_jpeg(shrink(image, longest), quality=80)
+    jpeg = encode_jpeg(shrink(np.asarray(image, np.uint8), longest), quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 

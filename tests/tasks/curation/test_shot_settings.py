@@ -64,5 +64,6 @@ def test_a_margin_is_taken_away_on_either_side_of_a_gradual_transition(kind: str
 
 
 def test_every_setting_is_in_a_test_here() -> None:
-    named = {name for name, *_ in DECIDES} | {"cut_ratio_alike", "margin_frames"}
+    of_jumps = {"loop_s", "loop_alike", "restless", "flicker"}  # test_jumps.py shows what they do
+    named = {name for name, *_ in DECIDES} | {"cut_ratio_alike", "margin_frames"} | of_jumps
     assert named == set(ShotConfig.model_fields)
