@@ -22,7 +22,7 @@ from tasks.tables.rows import joined, narrow
 from tasks.tables.schema import fields_of
 from tasks.tables.step import Made, Row, StepConfig, kept, side_by_side, step_task
 
-VERSION = 2
+VERSION = 3
 ONE_PICTURE = "a video of a single picture: nothing moves, and an image would be stored as one"
 
 
