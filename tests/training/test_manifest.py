@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.tables.schema import schema
+from tasks.curation.scores import SCORES
+from tasks.tables.schema import wide_schema
 from tests.training.small_data import CLIPS, row, write_data, write_manifest
 from training.buckets import Bucket
 from training.manifest import SCHEMA, ManifestError, open_manifest
@@ -19,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_what_curation_writes_is_what_training_reads() -> None:
-    written = schema("buckets")
+    written = wide_schema(SCORES)
     for field in SCHEMA:
         assert written.field(field.name).type == field.type, field.name
 

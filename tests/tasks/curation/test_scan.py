@@ -70,9 +70,9 @@ def test_samples_per_s_is_how_many_pictures_are_kept(tmp_path):
     ("settings", "error"),
     [
         ({}, None),
-        ({"decode_max_s": 1e-4, "decode_max_s_per_gb": 0}, "a.mp4: decoding took longer than 0.0001 s"),
+        ({"decode_max_s": 1e-4, "decode_max_s_per_gb": 0}, "scan: a.mp4: decoding took longer than 0.0001 s"),
         ({"decode_max_s": 1e-4, "decode_max_s_per_gb": 1e9}, None),
-        ({"memory_max_gib": 1e-3}, "a.mp4: decoding needed more than 0.001 GiB of memory"),
+        ({"memory_max_gib": 1e-3}, "scan: a.mp4: decoding needed more than 0.001 GiB of memory"),
     ],
 )
 def test_limits_of_decoding_are_those_of_the_config(tmp_path, settings, error):
