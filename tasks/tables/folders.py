@@ -52,7 +52,7 @@ def local_files(folder: str, wanted: Callable[[str], bool]) -> Iterator[Source |
                     yield PassedOver(uri_of_path(entry.path), "hidden files and folders")
                 elif entry.is_dir(follow_symlinks=False):
                     below.append(entry.path)
-                elif entry.is_symlink() and entry.is_dir():
+                elif entry.is_symlink() and os.path.isdir(entry.path):  # False for a link to itself
                     linked_folders.append(entry.path)
                 elif entry.is_symlink():
                     linked_files.append(entry)

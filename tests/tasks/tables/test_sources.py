@@ -164,3 +164,14 @@ def test_an_output_that_is_a_file_cannot_be_written(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(PreflightError, match="cannot be written"):
         check_writable(str(tmp_path / "out"))
+
+
+def test_links_that_lead_nowhere_or_to_each_other_are_passed_over(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "itself.mp4").symlink_to(tmp_path / "itself.mp4")
+    (tmp_path / "one.mp4").symlink_to(tmp_path / "other.mp4")
+    (tmp_path / "other.mp4").symlink_to(tmp_path / "one.mp4")
+    (tmp_path / "nowhere.mp4").symlink_to(tmp_path / "gone.mp4")
+    (tmp_path / "above").symlink_to(tmp_path)
+    found = find_sources(str(tmp_path))["source_uri"].to_pylist()
+    assert found == [str(tmp_path / "a.mp4")]
