@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tables import storage
-from tasks.tables.borders import content_box
+from tasks.tables.borders import inside_black
 from tasks.tables.clip import frames_of
 from tasks.tables.frame_store import FrameStore
 from tasks.tables.guard import Faults, guarded
@@ -32,15 +32,18 @@ NOISE = 2.0  # gradient that compression leaves in a flat picture, grey levels a
 SOURCES_PER_GROUP = 1  # of the table: a signature is read without its neighbours
 FLAT = 1.0  # gives sources without any detail a direction, and the same one
 
-VERSION = 2
+VERSION = 3
 
 Film = NDArray[np.uint8]  # [T, SIDE, SIDE]
 
 
 def film_of(images: Sequence[Image]) -> Film:
-    """RGB pictures of one size as luma without borders, squeezed to [T, SIDE, SIDE]."""
+    """RGB pictures of one size as luma without black borders, squeezed to [T, SIDE, SIDE].
+
+    Bars of a blurred copy stay: they are judged by so little that a crop of the same film is often judged otherwise.
+    """
     small = [shrink(image, LUMA_SIDE) for image in images]
-    box = content_box(small)
+    box = inside_black([image.max(axis=2) for image in small])
     luma = [cv2.cvtColor(image[box.y : box.y + box.h, box.x : box.x + box.w], cv2.COLOR_RGB2GRAY) for image in small]
     return np.stack([resized(np.asarray(plane, np.uint8), SIDE, SIDE) for plane in luma])
 
