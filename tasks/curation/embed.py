@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.tables import storage
-from tasks.tables.borders import inside_black
+from tasks.tables.borders import inside_black, largest_channel
 from tasks.tables.clip import frames_of
 from tasks.tables.frame_store import FrameStore
 from tasks.tables.guard import Faults, guarded
@@ -43,7 +43,7 @@ def film_of(images: Sequence[Image]) -> Film:
     Bars of a blurred copy stay: they are judged by so little that a crop of the same film is often judged otherwise.
     """
     small = [shrink(image, LUMA_SIDE) for image in images]
-    box = inside_black([image.max(axis=2) for image in small])
+    box = inside_black([largest_channel(image) for image in small])
     luma = [cv2.cvtColor(image[box.y : box.y + box.h, box.x : box.x + box.w], cv2.COLOR_RGB2GRAY) for image in small]
     return np.stack([resized(np.asarray(plane, np.uint8), SIDE, SIDE) for plane in luma])
 

@@ -33,14 +33,15 @@ def content_box(images: Sequence[Image]) -> Box:
 
     The whole frame where there are no borders, and where what they would leave is no picture.
     """
-    # A band of deep red or blue is dark to the eye, but not black: its largest channel tells.
-    inner = inside_black([_largest_channel(image) for image in images])
+    inner = inside_black([largest_channel(image) for image in images])
     cut = [image[inner.y : inner.y + inner.h, inner.x : inner.x + inner.w] for image in images]
     part = inside_blurred([np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8) for image in cut])
     return Box(inner.x + part.x, inner.y + part.y, part.w, part.h)
 
 
-def _largest_channel(image: Image) -> Plane:
+def largest_channel(image: Image) -> Plane:
+    """The level of each pixel of an RGB picture that tells whether it is black: a band of deep red or blue is dark to
+    the eye, but not black."""
     red, green, blue = cv2.split(image)
     return np.asarray(cv2.max(cv2.max(red, green), blue), np.uint8)
 
