@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from models.checkpoint import CheckpointError, load_transformer
 from models.recompute import Recompute
@@ -143,6 +144,7 @@ def in_rank(parallels: Mapping[str, Parallel], folder: Path) -> dict[str, Any]:
         found["full disk"] = refused(checkpoints.finish)
     found["after a full disk"] = str(checkpoints.last())
     found["beside it"] = sorted(path.name for path in (folder / "four").iterdir())
+    dist.barrier(hsdp.cpu_group)  # no rank begins to save again while another still looks
     checkpoints.save(3, state, 0.2, FACTS)
     checkpoints.finish()
     found["with space again"] = str(checkpoints.last())
