@@ -36,13 +36,13 @@ import pyarrow.parquet as pq
 import torch
 
 from models.codec import LATENT_CHANNELS, latent_shape
-from training import wire
-from training.batch_buffer import BufferedFeed
-from training.batches import BatchPlan, Job, Sample
-from training.buckets import Shape
-from training.encode import Encoded
-from training.encode_client import EncodeClient, check
-from training.manifest import SCHEMA, Clip, open_manifest
+from training.data.buckets import Shape
+from training.data.manifest import SCHEMA, Clip, open_manifest
+from training.data.plan import BatchPlan, Job, Sample
+from training.encode import wire
+from training.encode.buffer import BufferedFeed
+from training.encode.client import EncodeClient, check
+from training.encode.encoder import Encoded
 from training.recipe import Phase, Recipe
 from training.run import EncodeConfig
 
@@ -150,10 +150,10 @@ def _write_video(path: Path, frames: int, seed: int) -> None:
 
 
 class ServerProcess:
-    """``python -m training.encode_server`` with these arguments; ``address`` waits until it listens."""
+    """``python -m training.encode.server`` with these arguments; ``address`` waits until it listens."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "training.encode_server", *arguments]
+        command = [sys.executable, "-m", "training.encode.server", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 

@@ -22,12 +22,12 @@ from benchmarks.transformer import peak_bytes
 from models.checkpoint import read_config
 from models.recompute import Mode, Recompute
 from models.transformer import ContentVTransformer, TransformerConfig, initialise
-from training.buckets import Shape
-from training.ema import Ema
-from training.flow_matching import noised, squared_errors
-from training.layout import Layout
-from training.memory import MODES, Dtype, Setup, Tokens, device_bytes, reserve
-from training.parallel import Parallel, local, parallelize
+from training.checkpoint.ema import Ema
+from training.data.buckets import Shape
+from training.distributed.layout import Layout
+from training.distributed.parallel import Parallel, local, parallelize
+from training.memory.step import MODES, Dtype, Setup, Tokens, device_bytes, reserve
+from training.objectives.flow_matching import noised, squared_errors
 
 MIB = 2**20
 

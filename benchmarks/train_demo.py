@@ -28,18 +28,18 @@ from models.dct_codec import DctCodec
 from models.hashed_text import HashedTextEncoder
 from models.text_to_video import TextToVideo
 from models.transformer import patchify
-from training.batches import Sample
-from training.buckets import shape_of
-from training.encode import load_encoder
-from training.flow_matching import noised, squared_errors, timestep_of
-from training.layout import Layout
-from training.manifest import open_manifest
-from training.metrics import read_metrics
-from training.parallel import start
+from training.data.buckets import shape_of
+from training.data.manifest import open_manifest
+from training.data.plan import Sample
+from training.distributed.layout import Layout
+from training.distributed.parallel import start
+from training.distributed.weights import starting_model
+from training.encode.encoder import load_encoder
+from training.objectives.flow_matching import noised, squared_errors, timestep_of
+from training.observe.metrics import read_metrics
+from training.observe.samples import sampled_bucket
 from training.recipe import Recipe, load_recipe
 from training.run import RecordConfig
-from training.samples import sampled_bucket
-from training.weights import starting_model
 
 STAGES = ("stage1", "stage2", "stage3")
 NEW = "tiny"

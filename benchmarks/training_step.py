@@ -33,18 +33,18 @@ from benchmarks.transformer import SIZES, Size, keep_freed_memory, models
 from models.flops import forward_flops
 from models.position import Grid
 from models.transformer import ContentVTransformer
-from training.batches import BatchPlan, Job
-from training.buckets import Shape
-from training.checkpoints import State
-from training.ema import Ema
-from training.encode import Encoded
-from training.flow_matching import timestep_of
-from training.layout import Layout
-from training.lineage import Lineage
+from training.checkpoint.checkpoints import State
+from training.checkpoint.ema import Ema
+from training.data.buckets import Shape
+from training.data.manifest import SCHEMA, open_manifest
+from training.data.plan import BatchPlan, Job
+from training.distributed.layout import Layout
+from training.distributed.parallel import Parallel, parallelize, start, stop
+from training.encode.encoder import Encoded
 from training.loop import assemble, train
-from training.manifest import SCHEMA, open_manifest
-from training.metrics import Metrics
-from training.parallel import Parallel, parallelize, start, stop
+from training.objectives.flow_matching import timestep_of
+from training.observe.lineage import Lineage
+from training.observe.metrics import Metrics
 from training.recipe import Recipe
 
 LINE_EVERY = 10  # steps, the recipes' default

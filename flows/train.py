@@ -17,9 +17,9 @@ from prefect.flows import Flow
 from pydantic import Field
 
 from flows.training_artifacts import TrainingArtifacts
-from training.launch import Listener, launch
-from training.launch_ray import launch_on_ray
-from training.preflight import preflight
+from training.launch.local import Listener, launch
+from training.launch.preflight import preflight
+from training.launch.ray import launch_on_ray
 from training.recipe import load_recipe
 from training.run import EncodeConfig, MachineConfig, RecordConfig, TrainingRun
 

@@ -16,8 +16,8 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from tasks.pages.gallery import poster
 from tasks.tables.run_record import ProgressArtifact
-from training.loss_curve import loss_curve
-from training.progress import History, Metrics, as_table
+from training.observe.loss_curve import loss_curve
+from training.observe.progress import History, Metrics, as_table
 from training.run import TrainingRun
 
 EVERY_S = 5.0

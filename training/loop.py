@@ -9,14 +9,14 @@ from torch import Tensor
 
 from models.codec import LATENT_CHANNELS
 from models.transformer import ContentVTransformer
-from training.batches import BatchPlan, Sample
-from training.buckets import Bucket, Shape
-from training.checkpoints import State
-from training.encode import Encoded, Feed
-from training.flow_matching import logit_normal_sigma, noised, squared_errors, timestep_of
-from training.lineage import Lineage
-from training.metrics import Metrics, NotFinite
-from training.parallel import Parallel, SharedFlag
+from training.checkpoint.checkpoints import State
+from training.data.buckets import Bucket, Shape
+from training.data.plan import BatchPlan, Sample
+from training.distributed.parallel import Parallel, SharedFlag
+from training.encode.encoder import Encoded, Feed
+from training.objectives.flow_matching import logit_normal_sigma, noised, squared_errors, timestep_of
+from training.observe.lineage import Lineage
+from training.observe.metrics import Metrics, NotFinite
 from training.recipe import Recipe
 
 NAMED_IN_ERRORS = 8

@@ -20,23 +20,23 @@ import torch
 import torch.distributed as dist
 
 from media.whole_file import writing
-from training.batch_buffer import BufferedFeed
-from training.batches import BatchPlan, Job
-from training.checkpoints import Checkpoints, State
-from training.ema import Ema
-from training.encode import EncodeHere, Encoder, Feed, load_encoder
-from training.export import export
-from training.layout import Layout
-from training.lineage import Lineage, forget
+from training.checkpoint.checkpoints import Checkpoints, State
+from training.checkpoint.ema import Ema
+from training.checkpoint.export import export
+from training.data.manifest import open_manifest
+from training.data.plan import BatchPlan, Job
+from training.distributed.layout import Layout
+from training.distributed.parallel import Parallel, start, stop
+from training.distributed.weights import starting_model
+from training.encode.buffer import BufferedFeed
+from training.encode.encoder import EncodeHere, Encoder, Feed, load_encoder
 from training.loop import TrainingDiverged, train
-from training.manifest import open_manifest
-from training.metrics import Metrics, MetricsLog, read_metrics
-from training.micro_batch import memory_plan, samples_at_once
-from training.parallel import Parallel, start, stop
-from training.records import Records
+from training.memory.micro_batch import memory_plan, samples_at_once
+from training.observe.lineage import Lineage, forget
+from training.observe.metrics import Metrics, MetricsLog, read_metrics
+from training.observe.records import Records
+from training.observe.samples import Sampler
 from training.run import TrainingRun, facts_of
-from training.samples import Sampler
-from training.weights import starting_model
 
 WOULD_FAIL_AGAIN = (ValueError, FileNotFoundError, TrainingDiverged)  # most errors of ours are ValueErrors
 PACKAGES = ("contentv", "av", "numpy", "pyarrow", "torch")

@@ -20,7 +20,7 @@ from prefect.utilities.callables import parameter_schema
 
 from benchmarks.encode_server import small_data
 from flows.train import train_stage1
-from training.preflight import PreflightError
+from training.launch.preflight import PreflightError
 from training.run import RecordConfig, TrainingRun
 
 RECORD = RecordConfig(log_every=2, save_every=3, sample_count=2, sample_steps=2)
@@ -98,7 +98,7 @@ def test_a_run_whose_ranks_were_stopped_by_another_is_not_complete(tmp_path, man
         metrics = tmp_path / "metrics.jsonl"
         while not (metrics.exists() and metrics.read_text()):
             time.sleep(0.1)
-        (pid,) = running(f"-u -m training.attached training.main {tmp_path}")
+        (pid,) = running(f"-u -m training.launch.attached training.main {tmp_path}")
         os.kill(pid, signal.SIGTERM)
 
     Thread(target=stop_rank, daemon=True).start()

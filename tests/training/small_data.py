@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from models.video_file import GenerationMetadata, write_video
-from training.manifest import SCHEMA
+from training.data.manifest import SCHEMA
 from training.recipe import Recipe
 from training.run import RecordConfig, TrainingRun
 

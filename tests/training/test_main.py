@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from models.video_file import read_generation_metadata
 from tests.training.small_data import small_recipe, small_run, write_data
-from training.lineage import read_lineage
 from training.main import main
-from training.metrics import read_metrics
+from training.observe.lineage import read_lineage
+from training.observe.metrics import read_metrics
 from training.run import MachineConfig, TrainingRun
 
 Failed = Callable[[TrainingRun], dict[str, Any]]

@@ -1,0 +1,240 @@
+"""Which clips are trained on in which step: a pure function of manifest, recipe and seed (report, section 5.3).
+
+Nothing is drawn as training goes, so there is no state to save: a run that is resumed, on however many ranks, goes on
+with the very samples it would have had, an encode server on another machine knows them too, and so does the lineage.
+
+- A step trains on images or on videos, as its phase says, and on one *cost class*: buckets of as many frames, whose
+  tokens differ by the rounding of sides alone. So no rank waits for another that has the longer video.
+- A cost class has its share of the steps in proportion to its clips, at least one where there are steps enough. Its
+  clips are drawn without replacement, epoch after epoch, in runs from one bucket, each of which a rank can batch. The
+  last run of a bucket in an epoch is filled up with clips of the same bucket: no bucket is too small to be trained on.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from models.codec import LATENT_CHANNELS
+from training.data.buckets import Bucket, Shape, shape_of
+from training.data.manifest import Clip, Manifest, ManifestError
+from training.recipe import Recipe
+
+Kind = Literal["images", "videos"]
+Rows = NDArray[np.int64]
+
+EPOCHS_KEPT = 8  # of shuffled clips, in memory
+DRAWS = 2**64
+
+_log = logging.getLogger(__name__)
+
+
+class Job(BaseModel):
+    """What decides a run's batches: two parties that agree on it agree on every sample."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    seed: int
+    manifest: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as one sample of one step, and all that decides its tensors.
+
+    Attributes:
+        index: place in the step's whole batch, over all ranks.
+        caption: empty where it was dropped, for guidance.
+        seed: of the sample's noise and timestep, 63 bits.
+    """
+
+    index: int
+    clip: Clip
+    bucket: Bucket
+    shape: Shape
+    caption: str
+    seed: int
+
+
+class CostClass:
+    """The buckets of as many frames, and the order in which their clips are drawn."""
+
+    def __init__(self, buckets: dict[Bucket, Rows], run: int, key: Sequence[int]) -> None:
+        self.buckets = list(buckets)
+        self.clips = sum(map(len, buckets.values()))
+        self.runs_in_epoch = sum(-(-len(rows) // run) for rows in buckets.values())
+        self._rows, self._run, self._key = list(buckets.values()), run, key
+        self._epoch = lru_cache(EPOCHS_KEPT)(self._shuffled)
+
+    def runs(self, first: int, count: int) -> Iterator[tuple[Bucket, Rows]]:
+        """``count`` runs of the endless sequence, from number ``first``: a bucket and rows of it each."""
+        for number in range(first, first + count):
+            epoch, place = divmod(number, self.runs_in_epoch)
+            buckets, rows = self._epoch(epoch)
+            yield self.buckets[buckets[place]], rows[place]
+
+    def _shuffled(self, epoch: int) -> tuple[Rows, Rows]:
+        """Of each run of an epoch, its bucket's number, and its rows [runs, run]."""
+        random = np.random.default_rng([*self._key, epoch])
+        parts = []
+        for rows in self._rows:
+            order = rows[random.permutation(len(rows))]
+            parts.append(np.resize(order, (-(-len(order) // self._run), self._run)))  # repeats the first to fill up
+        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        order = random.permutation(len(numbers))
+        return numbers[order], np.concatenate(parts)[order]
+
+
+class BatchPlan:
+    """The samples of every step of a run.
+
+    Attributes:
+        unvisited: buckets that no step draws from, as there are more cost classes than steps; empty in real runs.
+
+    Raises:
+        ManifestError: the recipe trains on images or on videos, and the manifest has none.
+    """
+
+    def __init__(self, manifest: Manifest, job: Job) -> None:
+        if manifest.fingerprint != job.manifest:
+            raise ManifestError(f"the job is for manifest {job.manifest}, and this is {manifest.fingerprint}")
+        self.job, self.manifest = job, manifest
+        self._kinds = [_kind_of_step(phase.data, i) for phase in job.recipe.phases for i in range(phase.steps)]
+        places: dict[Kind, int] = {"images": 0, "videos": 0}
+        self._places = np.zeros(len(self._kinds), np.int64)  # of a step among those of its kind
+        for step, kind in enumerate(self._kinds):
+            self._places[step] = places[kind]
+            places[kind] += 1
+        self._classes: dict[Kind, list[CostClass]] = {}
+        self._order: dict[Kind, tuple[Rows, Rows]] = {}
+        self.unvisited: list[Bucket] = []
+        for number, (kind, steps) in enumerate(places.items()):
+            if steps:
+                self._classes[kind] = self._cost_classes(kind, number)
+                self._order[kind] = self._class_of_steps(kind, steps, number)
+        if self.unvisited:
+            _log.warning("too few steps for all buckets; not trained on: %s", ", ".join(map(str, self.unvisited)))
+
+    @property
+    def steps(self) -> int:
+        return len(self._kinds)
+
+    def batch_size(self, step: int) -> int:
+        """Samples of a step over all ranks."""
+        recipe = self.job.recipe
+        size = recipe.image_batch if self._kinds[step] == "images" else recipe.video_batch
+        assert size is not None  # the recipe says so
+        return size
+
+    def samples(self, step: int, data_rank: int = 0, data_ranks: int = 1) -> list[Sample]:
+        """The samples of a step that one data rank trains on, in order; every rank has as many.
+
+        Raises:
+            ValueError: the batch does not divide among so many ranks (``check_ranks`` says so for the whole run).
+        """
+        size, run = self.batch_size(step), self.job.recipe.bucket_run
+        share = _share(size, data_ranks, run)
+        first, last = data_rank * share // run, -(-(data_rank + 1) * share // run)
+        found = [
+            self._sample(step, number * run + place, bucket, int(row))
+            for number, (bucket, rows) in enumerate(self._runs(step, first, last - first), start=first)
+            for place, row in enumerate(rows)
+        ]
+        skipped = data_rank * share - first * run
+        return found[skipped : skipped + share]
+
+    def values(self, step: int) -> int:
+        """Latent numbers of the whole batch of a step: what its loss is the mean over."""
+        run = self.job.recipe.bucket_run
+        runs = self._runs(step, 0, self.batch_size(step) // run)
+        return sum(run * values(shape_of(bucket, self.job.recipe)) for bucket, _ in runs)
+
+    def check_ranks(self, data_ranks: int) -> None:
+        """ValueError unless the recipe's batches divide among so many data ranks."""
+        for size in (self.job.recipe.image_batch, self.job.recipe.video_batch):
+            if size is not None:
+                _share(size, data_ranks, self.job.recipe.bucket_run)
+
+    def _runs(self, step: int, first: int, count: int) -> Iterator[tuple[Bucket, Rows]]:
+        kind, place = self._kinds[step], self._places[step]
+        chosen, earlier = (of_steps[place] for of_steps in self._order[kind])
+        in_step = self.batch_size(step) // self.job.recipe.bucket_run
+        return self._classes[kind][chosen].runs(int(earlier) * in_step + first, count)
+
+    def _sample(self, step: int, index: int, bucket: Bucket, row: int) -> Sample:
+        recipe, clip = self.job.recipe, self.manifest.clip(row)
+        dropped = _hashed(self.job.seed, step, index, "caption") < recipe.caption_drop * DRAWS
+        caption = "" if dropped else getattr(clip, recipe.caption)
+        seed = _hashed(self.job.seed, step, index, "noise") >> 1
+        return Sample(index, clip, bucket, shape_of(bucket, recipe), caption, seed)
+
+    def _cost_classes(self, kind: Kind, number: int) -> list[CostClass]:
+        recipe = self.job.recipe
+        by_frames: dict[int, dict[Bucket, Rows]] = {}
+        for bucket, rows in self.manifest.rows.items():
+            if bool(bucket.duration_s) == (kind == "videos"):
+                by_frames.setdefault(shape_of(bucket, recipe).frames, {})[bucket] = rows
+        if not by_frames:
+            raise ManifestError(f"recipe {recipe.name} trains on {kind}, and the manifest has none")
+        run = recipe.bucket_run
+        return [CostClass(b, run, (self.job.seed, number, f)) for f, b in sorted(by_frames.items())]
+
+    def _class_of_steps(self, kind: Kind, steps: int, number: int) -> tuple[Rows, Rows]:
+        """For every step of a kind its cost class, and how many earlier ones have the same."""
+        classes = self._classes[kind]
+        shares = quotas(steps, [each.clips for each in classes])
+        self.unvisited += [b for each, share in zip(classes, shares, strict=True) if not share for b in each.buckets]
+        order = np.repeat(np.arange(len(classes)), shares)
+        order = order[np.random.default_rng([self.job.seed, number]).permutation(steps)]
+        earlier = np.zeros(steps, np.int64)
+        for chosen in range(len(classes)):
+            own = order == chosen
+            earlier[own] = np.arange(np.count_nonzero(own))
+        return order, earlier
+
+
+def values(shape: Shape) -> int:
+    """Numbers in the latents of a sample."""
+    frames, height, width = shape.latent
+    return LATENT_CHANNELS * frames * height * width
+
+
+def quotas(steps: int, sizes: Sequence[int]) -> list[int]:
+    """``steps`` shared out in proportion to ``sizes``, at least one each where there are enough; the sum is exact."""
+    least = 1 if steps >= len(sizes) else 0
+    exact = [(steps - least * len(sizes)) * size / sum(sizes) for size in sizes]
+    shares = [least + int(share) for share in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (int(exact[i]) - exact[i], i))
+    for i in by_remainder[: steps - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def _kind_of_step(data: str, step: int) -> Kind:
+    """Of a phase's step from 0: balanced phases begin with videos and take turns."""
+    if data == "balanced":
+        return "images" if step % 2 else "videos"
+    return "images" if data == "images" else "videos"
+
+
+def _share(size: int, data_ranks: int, run: int) -> int:
+    """A rank's samples of a step; whole runs, or a run in equal parts, so that all ranks have as many batches."""
+    share, rest = divmod(size, data_ranks)
+    if rest or max(share, run) % min(share, run):
+        raise ValueError(
+            f"a batch of {size} samples in runs of {run} from one bucket does not divide evenly among {data_ranks} "
+            "ranks of data; change the number of ranks, or the recipe's batch sizes or bucket_run"
+        )
+    return share
+
+
+def _hashed(*key: int | str) -> int:
+    """64 bits, the same for the same key everywhere."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,122 @@
+"""Sample videos of a run: the averaged weights asked for a few prompts, always from the same noise.
+
+Every rank samples: the ranks together hold the model, so all make as many passes. Their prompts differ, and the first
+ranks write what they made.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.codec import LATENT_CHANNELS
+from models.dct_codec import DctCodec
+from models.sampler import sample
+from models.text_encoders import TextEmbedding
+from models.video_file import GenerationMetadata, write_video
+from models.wan_vae import WanCodec, load_wan_codec
+from training.checkpoint.checkpoints import State
+from training.data.buckets import Bucket, shape_of
+from training.data.manifest import Manifest
+from training.distributed.parallel import Parallel
+from training.encode.encoder import Encoder
+from training.recipe import Recipe
+from training.run import RecordConfig
+
+DECODE_BYTES = 8 * 10**9  # that the VAE may take beside the model's shards: a whole frame of 432 x 768
+
+
+class Sampler:
+    """Makes the sample videos of a run. All ranks make one, and call it alike.
+
+    Args:
+        folder: of the run; videos go to samples/step-.../ below it.
+        source: checkpoint folder with the VAE, where the recipe has one.
+        encoder: on rank 0, to embed the prompts, once; None elsewhere.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        recipe: Recipe,
+        config: RecordConfig,
+        folder: Path,
+        source: str,
+        parallel: Parallel,
+        encoder: Encoder | None,
+    ) -> None:
+        self._recipe, self._config, self._parallel = recipe, config, parallel
+        self._folder, self._source = folder / "samples", source
+        bucket = sampled_bucket(manifest, recipe)
+        self._shape = shape_of(bucket, recipe)
+        captions = (getattr(manifest.clip(int(row)), recipe.caption) for row in manifest.rows[bucket])
+        self.prompts = list(config.prompts or islice(dict.fromkeys(captions), config.sample_count))
+        self._text = _shared(self.prompts, encoder, self._folder / "prompts.safetensors", parallel)
+
+    def made(self, step: int) -> bool:
+        """Whether the videos of a step are there."""
+        return all(self._path(index, step).is_file() for index in range(len(self.prompts)))
+
+    def __call__(self, state: State, step: int) -> None:
+        """Sample with the weights averaged over ``step`` steps, and write a video of each prompt."""
+        parallel = self._parallel
+        with torch.no_grad(), state.ema.applied(state.model), parallel.whole(state.model):
+            for first in range(0, len(self.prompts), parallel.layout.world):
+                place = first + parallel.rank
+                index = min(place, len(self.prompts) - 1)  # ranks without a prompt keep the others company
+                latents = sample(
+                    state.model,
+                    self._embedding(index),
+                    self._embedding(len(self.prompts)),
+                    (LATENT_CHANNELS, *self._shape.latent),
+                    seeds=[index],
+                    steps=self._config.sample_steps,
+                    guidance=self._config.sample_guidance,
+                    shift=self._config.sample_shift,
+                )
+                if place == index:
+                    self._write(latents, index, step)
+        if parallel.cpu_group is not None:
+            dist.barrier(group=parallel.cpu_group)
+
+    def _embedding(self, index: int) -> TextEmbedding:
+        tokens, pooled = (
+            self._text[name][index : index + 1].to(self._parallel.device) for name in ("tokens", "pooled")
+        )
+        return TextEmbedding(tokens, pooled)
+
+    def _write(self, latents: Tensor, index: int, step: int) -> None:
+        codec = decoder(self._recipe, self._source).to(self._parallel.device)
+        video = codec.decode(latents)[0].cpu()
+        tags = GenerationMetadata(self.prompts[index], index, {"recipe": self._recipe.name, "step": step})
+        write_video(video, str(self._path(index, step)), tags, self._recipe.fps)
+
+    def _path(self, index: int, step: int) -> Path:
+        return self._folder / f"step-{step:08d}" / f"{index:02d}.mp4"
+
+
+def sampled_bucket(manifest: Manifest, recipe: Recipe) -> Bucket:
+    """The bucket that sample videos have the shape of: of the longest that are trained on, that of most clips."""
+    trained = {b: len(rows) for b, rows in manifest.rows.items() if bool(b.duration_s) == (recipe.frames > 1)}
+    return max(trained, key=lambda bucket: (shape_of(bucket, recipe).frames, trained[bucket], bucket))
+
+
+def decoder(recipe: Recipe, source: str) -> DctCodec | WanCodec:
+    if recipe.codec == "lite":
+        return DctCodec()
+    return load_wan_codec(Path(source) / "vae", memory_bytes=DECODE_BYTES)
+
+
+def _shared(prompts: Sequence[str], encoder: Encoder | None, file: Path, parallel: Parallel) -> dict[str, Tensor]:
+    """Tokens and pooled of the prompts, and last of the empty one. Rank 0 makes them, all read them from ``file``."""
+    if encoder is not None:
+        tokens, pooled = zip(*(encoder.embed(prompt) for prompt in [*prompts, ""]), strict=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"tokens": torch.stack(tokens), "pooled": torch.stack(pooled)}, file)
+    if parallel.cpu_group is not None:
+        dist.barrier(group=parallel.cpu_group)
+    return load_file(file)
