@@ -41,11 +41,14 @@ from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.parallel import Parallel, parallelize, start, stop
 from training.encode.encoder import Encoded
-from training.loop import assemble, train
+from training.loader import Loader, assemble
+from training.loop import train
 from training.objectives.flow_matching import timestep_of
 from training.observe.lineage import Lineage
 from training.observe.metrics import Metrics
+from training.observe.observer import Observer
 from training.recipe import Recipe
+from training.run import TrainingRun
 
 LINE_EVERY = 10  # steps, the recipes' default
 CLIPS = 64
@@ -126,20 +129,26 @@ def our_step(
     metrics = Metrics(parallel, model.config, list(plan.manifest.rows), None)
     lineage = Lineage(folder, 0, recipe.fps)
     at_once = {recipe.frames: recipe.bucket_run}
-
-    def after_step(done: int, last: bool) -> None:
-        if done % LINE_EVERY == 0:
-            metrics.line(done, recipe.steps, recipe.learning_rate)
+    run = TrainingRun(recipe=recipe, manifests=(), checkpoint="tiny", output=str(folder))
+    observer = Lines(run, metrics, lineage, None, save=lambda *_: None, sample=lambda _: None)
 
     def step(number: int) -> None:
-        steps = range(number, number + 1)
-        train(state, steps, plan, feed, parallel, at_once, metrics, lineage, lambda: False, after_step)
+        loader = Loader(plan, feed, parallel, at_once, range(number, number + 1))
+        train(state, loader, parallel, recipe, observer, lambda: False)
 
     return step
 
 
+class Lines(Observer):
+    """Lines of metrics as often as a run has them, and no checkpoints."""
+
+    def after(self, step: int, last: bool) -> None:
+        if step % LINE_EVERY == 0:
+            self._metrics.line(step, self._recipe.steps, self._recipe.learning_rate)
+
+
 def bare_step(model: ContentVTransformer, plan: BatchPlan, feed: InMemory, parallel: Parallel) -> Callable[[int], None]:
-    batch = assemble(plan.samples(0), feed.batch(0), parallel, plan.job.recipe)
+    batch = assemble(plan.samples(0), feed.batch(0), parallel, plan.job.recipe, last=True)
     optimizer = optimizer_of(model)
     inputs = batch.latents, batch.tokens, batch.pooled, timestep_of(batch.sigma).to(parallel.device)
 

@@ -30,11 +30,13 @@ from training.distributed.parallel import Parallel, start, stop
 from training.distributed.weights import starting_model
 from training.encode.buffer import BufferedFeed
 from training.encode.encoder import EncodeHere, Encoder, Feed, load_encoder
+from training.garbage import collected_by_count
+from training.loader import Loader
 from training.loop import TrainingDiverged, train
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.observe.lineage import Lineage, forget
 from training.observe.metrics import Metrics, MetricsLog, read_metrics
-from training.observe.records import Records
+from training.observe.observer import Observer
 from training.observe.samples import Sampler
 from training.run import TrainingRun, facts_of
 
@@ -92,13 +94,21 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         lineage = Lineage(run.folder, parallel.data_rank if parallel.leader else None, recipe.fps)
         encoder = _encoder(run, parallel)
         sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoder)
-        records = Records(run.record, recipe, state, metrics, lineage, checkpoints, facts, sampler, log)
+        observer = Observer(
+            run,
+            metrics,
+            lineage,
+            log,
+            save=lambda step, loss: checkpoints.save(step, state, loss, facts),
+            sample=lambda step: sampler(state, step),
+        )
         feed = _feed(run, plan, parallel, encoder, done)
         del encoder
         try:
             at_once = samples_at_once(run, memory_plan(run, manifest, model.config, parallel.layout))
-            steps = range(done, recipe.steps)
-            done = train(state, steps, plan, feed, parallel, at_once, metrics, lineage, stop_asked, records.after_step)
+            loader = Loader(plan, feed, parallel, at_once, range(done, recipe.steps))
+            with collected_by_count():
+                done = train(state, loader, parallel, recipe, observer, stop_asked)
             checkpoints.finish()
         except TrainingDiverged:
             checkpoints.finish()  # of good steps, and all ranks are here

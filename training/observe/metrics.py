@@ -49,6 +49,7 @@ class Metrics:
         self._places = {bucket: BANDS + i for i, bucket in enumerate(buckets)}
         self._names = [f"{i / BANDS:.1f}-{(i + 1) / BANDS:.1f}" for i in range(BANDS)] + [str(b) for b in buckets]
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=parallel.device)
+        self._waited = 0.0
         self.start()
 
     def start(self) -> None:
@@ -59,15 +60,16 @@ class Metrics:
         self._loss = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
         self._steps = self._samples = self._tokens = self._flops = 0
-        self._waited = 0.0
+        self._waited_before = self._waited
+        self._apart = 0.0
         self._began = time.perf_counter()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time in here is waiting for data."""
+    def apart(self) -> Iterator[None]:
+        """Leave the time in here out of that of the steps: it goes to checkpoints and sample videos."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
+        self._apart += time.perf_counter() - began
 
     def add(self, bucket: Bucket, shape: Shape, sigma: Tensor, text_tokens: int, errors: Tensor) -> None:
         """Add a micro-batch.
@@ -86,8 +88,15 @@ class Metrics:
             self._tokens += samples * shape.tokens
             self._flops += samples * forward_flops(self._config, shape.tokens, text_tokens).training()
 
-    def end_step(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """``loss`` is this rank's part of that of step number ``step``, ``norm`` that of the gradient of all ranks."""
+    def end_step(self, step: int, loss: Tensor, norm: Tensor, waited_s: float) -> None:
+        """Add a step.
+
+        Args:
+            loss: this rank's part of that of step number ``step``.
+            norm: of the gradient of all ranks.
+            waited_s: for which this rank has waited for data in all steps so far.
+        """
+        self._waited = waited_s
         self._loss += loss
         self._norm += norm
         bad = (self._bad_step < 0) & ~norm.isfinite()
@@ -105,13 +114,14 @@ class Metrics:
         All ranks call it. NotFinite if a gradient was no number.
         """
         self.check()
-        count = torch.tensor([self._samples, self._tokens, self._flops / TERA, self._waited], dtype=torch.float64)
+        waited_s = self._waited - self._waited_before
+        count = torch.tensor([self._samples, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64)
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
         sums = self._parallel.total(sums).double().cpu()
         slots, world = len(self._names), self._parallel.layout.world
         errors, loss, counted, (samples, tokens, tera, waited) = sums.split([slots, 1, slots, 4])
-        seconds = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._began - self._apart
         means = {name: float(e / v) for name, e, v in zip(self._names, errors, counted, strict=True) if v}
         bands = set(self._names[:BANDS])
         line = {

@@ -7,7 +7,7 @@ from tests.training.small_data import row, small_recipe, write_manifest
 from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
-from training.loop import draws, micro_batches
+from training.loader import draws, micro_batches
 
 RECIPE = small_recipe(frames=25, video_batch=16, image_batch=16, bucket_run=4)
 

@@ -1,0 +1,124 @@
+"""The loader: the micro-batches of each step, from the plan of batches and the feed that encodes them."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from models.codec import LATENT_CHANNELS
+from training.data.buckets import Bucket, Shape
+from training.data.plan import BatchPlan, Sample
+from training.distributed.parallel import Parallel
+from training.encode.encoder import Encoded, Feed
+from training.objectives.flow_matching import logit_normal_sigma
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of one bucket that a device takes at once. Tensors are on the device, ``sigma`` on the CPU.
+
+    Attributes:
+        latents, noise: [B, 16, T, h, w].
+        sigma: noise levels [B].
+        tokens: text tokens [B, S, width].
+        pooled: pooled text [B, width].
+        last: whether it is the last of its step on this rank; all ranks have as many.
+    """
+
+    samples: Sequence[Sample]
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    tokens: Tensor
+    pooled: Tensor
+    last: bool
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.samples[0].bucket
+
+    @property
+    def shape(self) -> Shape:
+        return self.samples[0].shape
+
+
+class Loader:
+    """The steps of a run as one rank sees them.
+
+    Args:
+        feed: of the rank that leads its sequence group; the others have None.
+        at_once: for each number of frames, how many samples a device takes; the same on all ranks.
+        steps: those that are left to train.
+
+    Attributes:
+        waited_s: seconds for which this rank has waited for its feed so far.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, feed: Feed | None, parallel: Parallel, at_once: Mapping[int, int], steps: range
+    ) -> None:
+        self.steps, self.plan, self.waited_s = steps, plan, 0.0
+        self._feed, self._parallel, self._at_once = feed, parallel, at_once
+
+    def values(self, step: int) -> int:
+        """Latent numbers of a step's whole batch, over all ranks: what its loss is the mean over."""
+        return self.plan.values(step)
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """This rank's samples of a step. Waits for the feed, and raises what it raises, before the first."""
+        began = time.perf_counter()
+        encoded = self._feed.batch(step) if self._feed else None
+        self.waited_s += time.perf_counter() - began
+        recipe, parallel = self.plan.job.recipe, self._parallel
+        samples = self.plan.samples(step, parallel.data_rank, parallel.layout.data_ranks)
+        parts = list(micro_batches(samples, recipe.bucket_run, self._at_once))
+        for number, part in enumerate(parts, start=1):
+            yield assemble(part, encoded, parallel, recipe, last=number == len(parts))
+
+
+def micro_batches(samples: Sequence[Sample], run: int, at_once: Mapping[int, int]) -> Iterator[list[Sample]]:
+    """A rank's samples, a run from one bucket after the other, as many at once as fit; every rank has as many parts."""
+    for _, same in groupby(samples, key=lambda sample: sample.index // run):
+        together = list(same)
+        most = at_once[together[0].shape.frames]
+        for first in range(0, len(together), most):
+            yield together[first : first + most]
+
+
+def assemble(
+    samples: Sequence[Sample], encoded: Sequence[Encoded] | None, parallel: Parallel, recipe: Recipe, last: bool
+) -> MicroBatch:
+    """A micro-batch on this rank's device. The leader of a sequence group brings what was encoded; the others get it.
+
+    Noise and noise levels come from the samples' own seeds: the same on all ranks that share a sample, others on all
+    that do not.
+    """
+    data = None
+    if encoded is not None:
+        by_index = {each.index: each for each in encoded}
+        own = [by_index[sample.index] for sample in samples]
+        data = [_stacked([getattr(each, name) for each in own], parallel) for name in ("latents", "tokens", "pooled")]
+    latents, tokens, pooled = parallel.share(data)
+    sigmas, noises = zip(*(draws(sample, recipe) for sample in samples), strict=True)
+    noise = _stacked(noises, parallel).to(parallel.device, non_blocking=True)
+    return MicroBatch(samples, latents, noise, torch.cat(sigmas), tokens, pooled, last)
+
+
+def draws(sample: Sample, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """A sample's noise level [1] and noise [16, T, h, w], float32 on the CPU, from its seed alone."""
+    generator = torch.Generator().manual_seed(sample.seed)
+    sigma = logit_normal_sigma(1, generator, recipe.flow_shift)
+    return sigma, torch.randn(LATENT_CHANNELS, *sample.shape.latent, generator=generator)
+
+
+def _stacked(tensors: Sequence[Tensor], parallel: Parallel) -> Tensor:
+    """The tensors as one, in pinned memory where a device reads it: from pageable memory no copy is asynchronous."""
+    first = tensors[0]
+    pinned = parallel.device.type != "cpu"
+    return torch.stack(
+        list(tensors), out=torch.empty((len(tensors), *first.shape), dtype=first.dtype, pin_memory=pinned)
+    )
