@@ -1,4 +1,4 @@
-"""What a stage trains on, counted: clips, what is left out and why, clips without words, and clips that are blown up."""
+"""What a stage trains on, counted: clips, what is left out and why, what has no words, and what is blown up."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,10 +46,8 @@ def _counted(plan: BatchPlan, bucket: Bucket) -> BucketCount:
     places = np.searchsorted(manifest.rows[bucket], kept)  # both ascend
     blank = manifest.column("blank", bucket)[places] & BLANK[recipe.caption]
     shape = shape_of(bucket, recipe)
-    scale = np.maximum(
-        shape.height / manifest.column("crop_h", bucket)[places],
-        shape.width / manifest.column("crop_w", bucket)[places],
-    )
+    height, width = (manifest.column(name, bucket)[places] for name in ("crop_h", "crop_w"))
+    scale = np.maximum(shape.height / height, shape.width / width)
     return BucketCount(
         bucket,
         len(kept),
@@ -76,7 +74,7 @@ def _remarks(plan: BatchPlan, counts: list[BucketCount]) -> Iterator[str]:
         named = ", ".join(f"{bucket} {count}" for bucket, count in own.items())
         yield f"  left out, {reason}: {sum(own.values())} ({named})"
     if blank := sum(each.without_caption for each in counts):
-        yield f"  without a word of {plan.job.recipe.caption}: {blank} clips, trained on as if their caption was dropped"
+        yield f"  without a word of {plan.job.recipe.caption}: {blank} clips, which teach guidance alone"
     enlarged = [each for each in counts if each.enlarged]
     if enlarged:
         named = ", ".join(f"{each.bucket} {each.enlarged} by up to {each.most_enlarged:.2f}" for each in enlarged)

@@ -57,7 +57,7 @@ def test_what_a_user_should_know_is_said_in_words(uris: list[str], tmp_path: Pat
         "  clips: 4 (1x1 image 1, 1x1 2 s 3)",
         "  counted once: 3 rows repeat a clip of another row",
         "  left out, smaller than 32 pixels at the shorter side: 1 (1x1 2 s 1)",
-        "  without a word of caption_detailed: 1 clips, trained on as if their caption was dropped",
+        "  without a word of caption_detailed: 1 clips, which teach guidance alone",
         "  blown up to their shape: 2 clips (1x1 2 s 2 by up to 2.00)",
     ]
 
