@@ -24,10 +24,10 @@ class ContentHash:
             column = batch[field.name]
             if pa.types.is_string(field.type):
                 bounds, data = text_of(column)
-                lengths.update(np.diff(bounds).astype(np.int32))
-                values.update(data)
+                lengths.update(np.diff(bounds).astype(np.int32).data)
+                values.update(data.data)
             else:
-                values.update(np.ascontiguousarray(column.to_numpy()))
+                values.update(np.ascontiguousarray(column.to_numpy()).data)
 
     def hexdigest(self) -> str:
         whole = hashlib.blake2b(str(self._schema).encode())
