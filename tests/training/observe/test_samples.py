@@ -52,7 +52,7 @@ def test_prompts_are_captions_that_are_trained_on_unless_the_run_gives_some(mani
         recipe, parallel = small_recipe(frames=13), start(Layout(), "cpu")
         config = RecordConfig.model_validate(changes)
         (tmp_path / "samples").mkdir(exist_ok=True)
-        return Sampler(manifest, recipe, config, tmp_path, "tiny", parallel, load_encoder(None, recipe)).prompts
+        return Sampler(manifest, recipe, config, tmp_path, "tiny", parallel, load_encoder(None, recipe).embed).prompts
 
     captions = [f"a square number {n} that moves" for n in range(3)]
     assert prompts(sample_count=2) == captions[:2]
