@@ -23,7 +23,7 @@ def fill(model: Net) -> Net:
             values /= math.sqrt(math.prod(tensor.shape[1:]))
         else:
             values = 0.1 * values + (1 if name.endswith("weight") else 0)
-        state[name] = torch.from_numpy(values).to(tensor.dtype)
+        state[name] = torch.from_numpy(np.asarray(values)).to(tensor.dtype)
     model.load_state_dict(state)
     return model
 
