@@ -78,7 +78,7 @@ class Case:
     def sample(self, encoded: Encoded) -> Sample:
         """What a plan would say of it."""
         clip = Clip(encoded.clip_id, "", 0, 5, 1, 1, 0, 0, 1, 1, "", "", "16x9", 5)
-        return Sample(encoded.index, clip, clip.bucket, Shape(*self.shape), "", 0)
+        return Sample(encoded.index, clip, clip.bucket, Shape(*self.shape), "", 0, 0)
 
 
 CASES = {

@@ -73,7 +73,8 @@ def data(manifest_uri: str, recipe: Recipe) -> tuple[Tensor, list[str]]:
     bucket = sampled_bucket(manifest, recipe)
     encoder, shape = load_encoder(None, recipe), shape_of(bucket, recipe)
     clips = [manifest.clip(int(row)) for row in manifest.rows[bucket]]
-    encoded = [encoder.encode(Sample(0, clip, bucket, shape, "", 0)).latents for clip in clips]
+    samples = [Sample(0, clip, bucket, shape, "", 0, row) for row, clip in enumerate(clips)]
+    encoded = [encoder.encode(sample).latents for sample in samples]
     return torch.stack(encoded), [getattr(clip, recipe.caption) for clip in clips]
 
 

@@ -19,6 +19,8 @@ FOLDER = Path(__file__).parent / "recipes"
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average; at 1 it would stay as it began
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what generators of numpy and torch both take
 Data = Literal["images", "videos", "balanced"]
 
 
@@ -52,7 +54,7 @@ class Recipe(BaseModel):
         codec, text: "lite" needs no weights; its models sample with the same.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     frames: Count
@@ -70,22 +72,14 @@ class Recipe(BaseModel):
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    ema_decay: Decay = 0.999
     codec: CodecName = "wan"
     text: TextName = "sd3"
 
     @cached_property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
-
-    def phase_at(self, step: int) -> Phase:
-        """The phase that step number ``step``, from 0, belongs to. IndexError beyond the last step."""
-        for phase in self.phases:
-            if 0 <= step < phase.steps:
-                return phase
-            step -= phase.steps
-        raise IndexError(f"recipe {self.name} has {self.steps} steps")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0: a linear rise over ``warmup_steps``, then constant."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.recompute import Mode
-from training.recipe import Recipe
+from training.recipe import Recipe, Seed
 
 Positive = Annotated[int, Field(gt=0)]
 Device = Literal["cpu", "cuda", "npu"]
@@ -65,7 +65,7 @@ class TrainingRun(BaseModel):
     manifests: tuple[str, ...]
     checkpoint: str
     output: str
-    seed: int = 0
+    seed: Seed = 0
     machine: MachineConfig = MachineConfig()
     encode: EncodeConfig = EncodeConfig()
     record: RecordConfig = RecordConfig()

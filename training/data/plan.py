@@ -13,7 +13,7 @@ with the very samples it would have had, an encode server on another machine kno
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from models.codec import LATENT_CHANNELS
 from training.data.buckets import Bucket, Shape, shape_of
 from training.data.manifest import Clip, Manifest, ManifestError
-from training.recipe import Recipe
+from training.recipe import Recipe, Seed
 
 Kind = Literal["images", "videos"]
 Rows = NDArray[np.int64]
@@ -41,7 +41,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: Recipe
-    seed: int
+    seed: Seed
     manifest: str
 
 
@@ -53,6 +53,7 @@ class Sample:
         index: place in the step's whole batch, over all ranks.
         caption: empty where it was dropped, for guidance.
         seed: of the sample's noise and timestep, 63 bits.
+        row: number of the clip's row in the manifest.
     """
 
     index: int
@@ -61,6 +62,16 @@ class Sample:
     shape: Shape
     caption: str
     seed: int
+    row: int
+
+    @property
+    def key(self) -> str:
+        """Hash of all that decides the sample's pixels at one frame rate: source, clip, span, crop, sizes and shape.
+
+        Two manifests may name one clip and crop it differently, so ``clip_id`` alone says less than this.
+        """
+        clip = replace(self.clip, caption_short="", caption_detailed="")  # text decides no pixel
+        return hashlib.sha256(repr((astuple(clip), astuple(self.shape))).encode()).hexdigest()[:32]
 
 
 class CostClass:
@@ -96,6 +107,7 @@ class BatchPlan:
     """The samples of every step of a run.
 
     Attributes:
+        rows: for each bucket the numbers of its rows, ascending.
         unvisited: buckets that no step draws from, as there are more cost classes than steps; empty in real runs.
 
     Raises:
@@ -105,7 +117,7 @@ class BatchPlan:
     def __init__(self, manifest: Manifest, job: Job) -> None:
         if manifest.fingerprint != job.manifest:
             raise ManifestError(f"the job is for manifest {job.manifest}, and this is {manifest.fingerprint}")
-        self.job, self.manifest = job, manifest
+        self.job, self.manifest, self.rows = job, manifest, manifest.rows
         self._kinds = [_kind_of_step(phase.data, i) for phase in job.recipe.phases for i in range(phase.steps)]
         places: dict[Kind, int] = {"images": 0, "videos": 0}
         self._places = np.zeros(len(self._kinds), np.int64)  # of a step among those of its kind
@@ -150,6 +162,29 @@ class BatchPlan:
         skipped = data_rank * share - first * run
         return found[skipped : skipped + share]
 
+    def replacement(self, sample: Sample, attempt: int) -> Sample:
+        """The sample with another clip, for one that cannot be read: of the same bucket, shape, place and seed.
+
+        A pure function: every rank and every encode server takes the same clip instead. Attempts 1, 2, ... take the
+        bucket's clips in the order of their rows, from the sample's own on and on from the first after the last.
+
+        Raises:
+            IndexError: the bucket has no clip that was not tried before.
+            ValueError: ``attempt`` is less than 1, or the sample's clip is none of its bucket.
+        """
+        if attempt < 1:
+            raise ValueError(f"attempts are counted from 1, and this is {attempt}")
+        rows = self.rows[sample.bucket]
+        place = int(np.searchsorted(rows, sample.row))
+        if place == len(rows) or rows[place] != sample.row:
+            raise ValueError(f"clip {sample.clip.clip_id} is none of bucket {sample.bucket}")
+        if attempt >= len(rows):
+            raise IndexError(f"bucket {sample.bucket} has {len(rows)} clips, and {attempt} of them cannot be read")
+        row = int(rows[(place + attempt) % len(rows)])
+        clip, name = self.manifest.clip(row), self.job.recipe.caption
+        caption = getattr(clip, name) if sample.caption == getattr(sample.clip, name) else ""  # else it was dropped
+        return replace(sample, clip=clip, caption=caption, row=row)
+
     def values(self, step: int) -> int:
         """Latent numbers of the whole batch of a step: what its loss is the mean over."""
         run = self.job.recipe.bucket_run
@@ -173,7 +208,7 @@ class BatchPlan:
         dropped = _hashed(self.job.seed, step, index, "caption") < recipe.caption_drop * DRAWS
         caption = "" if dropped else getattr(clip, recipe.caption)
         seed = _hashed(self.job.seed, step, index, "noise") >> 1
-        return Sample(index, clip, bucket, shape_of(bucket, recipe), caption, seed)
+        return Sample(index, clip, bucket, shape_of(bucket, recipe), caption, seed, row)
 
     def _cost_classes(self, kind: Kind, number: int) -> list[CostClass]:
         recipe = self.job.recipe

@@ -1,12 +1,14 @@
 """Which clips a step trains on: the same for any number of ranks, all of them, and of one cost at a time."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training.small_data import row, small_recipe, write_manifest
+from training.data.buckets import Bucket
 from training.data.manifest import Manifest, ManifestError, open_manifest
 from training.data.plan import BatchPlan, Job, Sample, quotas
 from training.recipe import Recipe
@@ -104,6 +106,70 @@ def test_captions_are_dropped_as_often_as_the_recipe_says(manifest: Manifest) ->
     assert np.mean([not caption for caption in captions]) == pytest.approx(0.25, abs=0.05)
     kept = [sample for sample in plan.samples(0) if sample.caption]
     assert all(sample.caption == sample.clip.caption_detailed for sample in kept)
+
+
+def test_a_clip_that_cannot_be_read_is_replaced_by_each_other_of_its_bucket_once(manifest: Manifest) -> None:
+    plan, elsewhere = planned(manifest), planned(manifest)
+    for step in range(0, plan.steps, 7):
+        for sample in plan.samples(step):
+            others = len(manifest.rows[sample.bucket]) - 1
+            tried = [plan.replacement(sample, attempt) for attempt in range(1, others + 1)]
+            assert tried == [elsewhere.replacement(sample, attempt) for attempt in range(1, others + 1)]
+            assert len({sample.clip.clip_id, *ids(tried)}) == 1 + others
+            for other in tried:
+                assert (other.index, other.seed, other.bucket) == (sample.index, sample.seed, sample.bucket)
+                assert (other.shape, other.clip.bucket) == (sample.shape, sample.bucket)
+                assert other.clip == manifest.clip(other.row)
+                assert other.caption == (other.clip.caption_detailed if sample.caption else "")
+            with pytest.raises(IndexError, match=f"has {others + 1} clips, and {others + 1} of them cannot be read"):
+                plan.replacement(sample, others + 1)
+
+
+def test_replacements_follow_the_bucket_and_begin_again_after_its_last(manifest: Manifest) -> None:
+    plan = planned(manifest)
+    rows = plan.rows[Bucket(3, "16x9")].tolist()
+    sample = next(s for step in range(plan.steps) for s in plan.samples(step) if s.row == rows[-2])
+    assert [plan.replacement(sample, attempt).row for attempt in (1, 2, 3)] == [rows[-1], rows[0], rows[1]]
+
+
+def test_a_replacement_of_what_is_no_sample_of_the_plan_is_refused(manifest: Manifest) -> None:
+    plan = planned(manifest)
+    sample = plan.samples(0)[0]
+    with pytest.raises(ValueError, match="counted from 1, and this is 0"):
+        plan.replacement(sample, 0)
+    with pytest.raises(ValueError, match=f"clip {sample.clip.clip_id} is none of bucket 16x9 image"):
+        plan.replacement(replace(sample, bucket=Bucket(0, "16x9")), 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source_uri": "other.mp4"},
+        {"start_s": 0.5},
+        {"end_s": 2.5},
+        {"width": 48, "height": 80},
+        {"crop_x": 8},
+        {"crop_y": 4},
+        {"crop_w": 40},
+        {"crop_h": 24},
+    ],
+)
+def test_a_samples_key_is_of_all_that_its_pixels_depend_on(manifest: Manifest, change: dict[str, object]) -> None:
+    sample = planned(manifest).samples(0)[0]
+    assert replace(sample, clip=replace(sample.clip, **change)).key != sample.key
+    assert replace(sample, shape=replace(sample.shape, height=sample.shape.height + 16)).key != sample.key
+
+
+def test_a_samples_key_is_not_of_its_words_place_or_noise(manifest: Manifest) -> None:
+    sample = planned(manifest).samples(0)[0]
+    same = replace(sample, index=9, seed=1, row=3, caption="", clip=replace(sample.clip, caption_detailed="other"))
+    assert same.key == sample.key
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(manifest: Manifest, seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        planned(manifest, seed=seed)
 
 
 def test_values_are_those_of_all_samples(manifest: Manifest) -> None:
