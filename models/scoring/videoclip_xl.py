@@ -6,7 +6,6 @@ trained anew. Names are those of the published checkpoint, ``VideoCLIP-XL.bin``.
 no part in a similarity, which is 100 times the cosine (NUMERICS 12).
 """
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.checkpoint import CheckpointError
-from models.scoring.loading import build, read_safetensors
+from models.scoring.loading import build, read_safetensors, read_weights_only
 
 FRAMES = 8
 CONTEXT = 248
@@ -218,17 +216,5 @@ def load_videoclip_xl(
         CheckpointError: it is damaged, or its keys or shapes are not the network's.
     """
     file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"weights are missing: {file}")
-    state = read_safetensors(file) if file.suffix == ".safetensors" else _read_weights_only(file)
+    state = read_safetensors(file) if file.suffix == ".safetensors" else read_weights_only(file)
     return build(lambda: VideoClipXL(config), state, str(file), dtype=dtype, device=device)
-
-
-def _read_weights_only(file: Path) -> dict[str, Tensor]:
-    try:
-        state: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{file} is damaged or holds more than weights ({str(error).splitlines()[0]})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{file} is no state dict")
-    return state
