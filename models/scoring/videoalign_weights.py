@@ -10,7 +10,7 @@ lies in the folder too.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def load_videoalign(
     template = read_template(folder / TEMPLATE_FILE, sha256=template_sha256)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     tokens = reward_token_ids(tokenizer)
-    config = Qwen2VLConfig.from_pretrained(base, local_files_only=True)
+    config: Any = Qwen2VLConfig.from_pretrained(base, local_files_only=True)
     state = merged_state(
         {key: tensor for file in _base_files(base) for key, tensor in read_safetensors(file).items()},
         read_safetensors(step / ADAPTER),
@@ -104,7 +104,9 @@ def merged_state(
     if HEAD not in replaced:
         raise CheckpointError(f"{NON_LORA} has no {HEAD}, without which there are no rewards")
     embedding = replaced.get(_EMBEDDING)  # it has rows for the reward tokens, and none for Qwen's unused ones
-    expected = {key: state[key].shape for key in replaced if key in state and key != _EMBEDDING}
+    expected: dict[str, Sequence[int]] = {
+        key: state[key].shape for key in replaced if key in state and key != _EMBEDDING
+    }
     expected |= {HEAD: (len(DIMENSIONS), replaced[HEAD].shape[1])}
     expected |= {_EMBEDDING: embedding.shape} if embedding is not None else {}
     check_keys({key: tensor.shape for key, tensor in replaced.items()}, expected, NON_LORA)

@@ -54,9 +54,7 @@ class VideoClipXL(nn.Module):
         super().__init__()
         self.config = config or VideoClipConfig()
         self.text_model = _TextTower(self.config)
-        self.vision_model = nn.Module()
-        self.vision_model.vision_encoder = _VideoTower(self.config)
-        self.vision_model.temp = nn.Parameter(torch.empty(()))
+        self.vision_model = _VisionModel(self.config)
 
     def video_features(self, pixels: Tensor) -> Tensor:
         """Normalised pixels [B, T, 3, S, S] of the configured frames, or of one -> features [B, 768], of any length."""
@@ -134,6 +132,13 @@ class _TextTower(nn.Module):
         return x[torch.arange(len(x), device=x.device), tokens.argmax(1)] @ self.text_projection
 
 
+class _VisionModel(nn.Module):
+    def __init__(self, config: VideoClipConfig) -> None:
+        super().__init__()
+        self.temp = nn.Parameter(torch.empty(()))
+        self.vision_encoder = _VideoTower(config)
+
+
 class _VideoTower(nn.Module):
     """A vision transformer over the patches of all frames at once."""
 
@@ -159,8 +164,8 @@ class _VideoTower(nn.Module):
                 f"pixels are [B, {frames} frames or 1, 3, {self.side}, {self.side}], not {list(pixels.shape)}"
             )
         patches = self.conv1(pixels.transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)  # [B, T, patches, width]
-        time = self.temporal_positional_embedding
-        time = time.mean(1, keepdim=True) if pixels.shape[1] == 1 else time
+        each = self.temporal_positional_embedding
+        time = each.mean(1, keepdim=True) if pixels.shape[1] == 1 else each
         patches = patches + self.positional_embedding[1:] + time[:, :, None]
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(pixels), 1, -1)
         x = self.transformer(self.ln_pre(torch.cat([first, patches.flatten(1, 2)], dim=1)))
