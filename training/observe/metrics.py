@@ -21,6 +21,7 @@ from models.transformer import TransformerConfig
 from training.data.buckets import Bucket, Shape
 from training.data.plan import values
 from training.distributed.parallel import Parallel
+from training.memory.measured import PeakMemory
 
 BANDS = 10  # of the noise level, even in sigma
 TERA = 1e12
@@ -40,12 +41,18 @@ class Metrics:
     Args:
         buckets: all that may come, in an order that all ranks share.
         peak_tflops: of a device, for MFU; None: no MFU.
+        memory: this rank's peak beside its plan, which goes into the lines too.
     """
 
     def __init__(
-        self, parallel: Parallel, config: TransformerConfig, buckets: Sequence[Bucket], peak_tflops: float | None
+        self,
+        parallel: Parallel,
+        config: TransformerConfig,
+        buckets: Sequence[Bucket],
+        peak_tflops: float | None,
+        memory: PeakMemory | None = None,
     ) -> None:
-        self._parallel, self._config, self._peak = parallel, config, peak_tflops
+        self._parallel, self._config, self._peak, self._memory = parallel, config, peak_tflops, memory
         self._places = {bucket: BANDS + i for i, bucket in enumerate(buckets)}
         self._names = [f"{i / BANDS:.1f}-{(i + 1) / BANDS:.1f}" for i in range(BANDS)] + [str(b) for b in buckets]
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=parallel.device)
@@ -66,10 +73,12 @@ class Metrics:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Leave the time in here out of that of the steps: it goes to checkpoints and sample videos."""
+        """Leave time and memory in here out of those of the steps: they go to checkpoints and sample videos."""
         began = time.perf_counter()
         yield
         self._apart += time.perf_counter() - began
+        if self._memory:
+            self._memory.reset()
 
     def add(self, buckets: Sequence[Bucket], shape: Shape, sigma: Tensor, text_tokens: int, errors: Tensor) -> None:
         """Add a micro-batch.
@@ -80,6 +89,8 @@ class Metrics:
             errors: [B], each sample's summed squared error over this rank's tokens, on the device.
         """
         samples = len(sigma)
+        if self._memory:
+            self._memory.micro_batch(samples, shape.tokens, text_tokens)
         bands = (sigma * BANDS).long().clamp(max=BANDS - 1)
         slots = torch.cat([bands, torch.tensor([self._places[bucket] for bucket in buckets])])
         self._errors.index_add_(0, slots.to(errors.device, non_blocking=True), errors.detach().repeat(2))
@@ -125,7 +136,7 @@ class Metrics:
         )
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
-        sums = self._parallel.total(sums).double().cpu()
+        sums = self._parallel.total(sums).cpu().double()  # not every device has float64
         slots, world = len(self._names), self._parallel.layout.world
         errors, loss, counted, (samples, bad, tokens, tera, waited) = sums.split([slots, 1, slots, 5])
         seconds = time.perf_counter() - self._began - self._apart
@@ -148,6 +159,8 @@ class Metrics:
             "step_s": seconds / self._steps,
             "time": time.time(),
         }
+        if self._memory:
+            line |= self._memory.line()
         self.start()
         return line
 
