@@ -31,9 +31,11 @@ from models.transformer import patchify
 from training.data.buckets import shape_of
 from training.data.manifest import open_manifest
 from training.data.plan import Sample
+from training.data.selection import select
 from training.distributed.layout import Layout
+from training.distributed.machine import MachineConfig
 from training.distributed.parallel import start
-from training.distributed.weights import starting_model
+from training.distributed.prepare import prepare
 from training.encode.encoder import load_encoder
 from training.objectives.flow_matching import noised, squared_errors, timestep_of
 from training.observe.metrics import read_metrics
@@ -70,17 +72,18 @@ def patches(latents: Tensor) -> Tensor:
 def data(manifest_uri: str, recipe: Recipe) -> tuple[Tensor, list[str]]:
     """Latents [B, 16, T, h, w] and captions of the clips that sample videos have the shape of."""
     manifest = open_manifest([manifest_uri])
-    bucket = sampled_bucket(manifest, recipe)
+    rows = select(manifest, recipe).rows
+    bucket = sampled_bucket(rows, recipe)
     encoder, shape = load_encoder(None, recipe), shape_of(bucket, recipe)
-    clips = [manifest.clip(int(row)) for row in manifest.rows[bucket]]
-    encoded = [encoder.encode(Sample(0, clip, bucket, shape, "", 0)).latents for clip in clips]
-    return torch.stack(encoded), [getattr(clip, recipe.caption) for clip in clips]
+    samples = [Sample(0, manifest.clip(row), bucket, shape, "", 0, row) for row in rows[bucket].tolist()]
+    encoded = [encoder.encode(sample).latents for sample in samples]
+    return torch.stack(encoded), [getattr(sample.clip, recipe.caption) for sample in samples]
 
 
 @torch.no_grad()
 def fixed_loss(checkpoint: str, recipe: Recipe, real: Tensor, captions: list[str]) -> float:
     """The flow-matching loss of the clips, at ten noise levels that share out the logit-normal evenly."""
-    model = starting_model(checkpoint, start(Layout(), "cpu"), torch.float32, SEED).eval()
+    model = prepare(checkpoint, MachineConfig(), start(Layout(), "cpu"), SEED).eval()
     text = HashedTextEncoder().encode(captions)
     errors = 0.0
     for number in range(LEVELS):
@@ -94,7 +97,7 @@ def fixed_loss(checkpoint: str, recipe: Recipe, real: Tensor, captions: list[str
 
 def sampled(checkpoint: str, recipe: Recipe, prompts: list[str], like: Tensor) -> Tensor:
     """Latents of as many videos as prompts, from a checkpoint or the new weights that training starts from."""
-    model = starting_model(checkpoint, start(Layout(), "cpu"), torch.float32, SEED).eval().requires_grad_(False)
+    model = prepare(checkpoint, MachineConfig(), start(Layout(), "cpu"), SEED).eval().requires_grad_(False)
     frames, height, width = 1 + 4 * (like.shape[2] - 1), 8 * like.shape[3], 8 * like.shape[4]
     networks = TextToVideo(model, DctCodec(), HashedTextEncoder())
     seeds = list(range(len(prompts)))

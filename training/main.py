@@ -27,14 +27,15 @@ from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.parallel import Parallel, start, stop
-from training.distributed.weights import starting_model
-from training.encode.buffer import BufferedFeed
-from training.encode.encoder import EncodeHere, Encoder, Feed, load_encoder
+from training.distributed.prepare import prepare
+from training.encode.encoding import open_encoding
 from training.garbage import collected_by_count
 from training.loader import Loader
 from training.loop import TrainingDiverged, train
-from training.memory.micro_batch import memory_plan, samples_at_once
-from training.observe.lineage import Lineage, forget
+from training.memory.measured import PeakMemory
+from training.memory.micro_batch import agreed_samples_at_once, held_besides, memory_plan
+from training.observe.bad_clips import forget_bad_clips
+from training.observe.lineage import forget
 from training.observe.metrics import Metrics, MetricsLog, read_metrics
 from training.observe.observer import Observer
 from training.observe.samples import Sampler
@@ -73,7 +74,9 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         plan = BatchPlan(manifest, Job(recipe=recipe, seed=run.seed, manifest=manifest.fingerprint))
         plan.check_ranks(parallel.layout.data_ranks)
 
-        model = starting_model(run.checkpoint, parallel, getattr(torch, machine.dtype), run.seed)
+        model = prepare(run.checkpoint, machine, parallel, run.seed)
+        planned = memory_plan(run, manifest, model, parallel.layout)
+        at_once = agreed_samples_at_once(run, planned, parallel)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=recipe.learning_rate,
@@ -83,29 +86,28 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         )
         state = State(model, Ema(model, recipe.ema_decay), optimizer)
         checkpoints = Checkpoints(run.folder / "checkpoints", parallel, run.record.keep_last, run.record.keep_best)
+        encoding = open_encoding(run, parallel, manifest.fingerprint)
         facts = facts_of(run, manifest.fingerprint)
         newest = checkpoints.last()
         done = checkpoints.load(newest[1], state, facts) if newest else 0
 
         if parallel.rank == 0:
             forget(run.folder, done)
+            forget_bad_clips(run.folder, done)
         log = MetricsLog(run.folder, done) if parallel.rank == 0 else None
-        metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops)
-        lineage = Lineage(run.folder, parallel.data_rank if parallel.leader else None, recipe.fps)
-        encoder = _encoder(run, parallel)
-        sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoder)
+        memory = PeakMemory(planned.setup, held_besides(planned, state, parallel.device), parallel.device)
+        metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops, memory)
+        sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoding.embed)
         observer = Observer(
             run,
             metrics,
-            lineage,
+            parallel.data_rank if parallel.leader else None,
             log,
             save=lambda step, loss: checkpoints.save(step, state, loss, facts),
             sample=lambda step: sampler(state, step),
         )
-        feed = _feed(run, plan, parallel, encoder, done)
-        del encoder
+        feed = encoding.feed(run, plan, parallel, done)
         try:
-            at_once = samples_at_once(run, memory_plan(run, manifest, model.config, parallel.layout))
             loader = Loader(plan, feed, parallel, at_once, range(done, recipe.steps))
             with collected_by_count():
                 done = train(state, loader, parallel, recipe, observer, stop_asked)
@@ -123,23 +125,6 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         return done
     finally:
         stop(parallel)
-
-
-def _encoder(run: TrainingRun, parallel: Parallel) -> Encoder | None:
-    """Of the ranks that encode their own batches; or, where servers do, of rank 0, for the prompts of the samples."""
-    if run.encode.servers:
-        return load_encoder(run.checkpoint, run.recipe, "cpu") if parallel.rank == 0 else None
-    return load_encoder(run.checkpoint, run.recipe, str(parallel.device)) if parallel.leader else None
-
-
-def _feed(run: TrainingRun, plan: BatchPlan, parallel: Parallel, encoder: Encoder | None, step: int) -> Feed | None:
-    if not parallel.leader:
-        return None
-    if not run.encode.servers:
-        assert encoder is not None
-        return EncodeHere(plan, encoder, parallel.data_rank, parallel.layout.data_ranks)
-    ranks = parallel.layout.data_ranks
-    return BufferedFeed(run.manifests, plan.job, run.encode, data_rank=parallel.data_rank, data_ranks=ranks, first=step)
 
 
 def _finish(run: TrainingRun, state: State, sampler: Sampler, parallel: Parallel) -> None:

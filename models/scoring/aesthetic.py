@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from models.checkpoint import CheckpointError
 from models.scoring.clip import ClipImages, load_clip
-from models.scoring.state_dict import load_exactly, read_state_dict
+from models.scoring.loading import build
+from models.scoring.state_dict import read_state_dict
 
 WIDTH = 768
 
@@ -42,10 +43,8 @@ def load_laion_head(file: str | Path, *, device: torch.device | str = "cpu") -> 
     """
     state = read_state_dict(file)
     first = state.get("layers.0.weight")
-    with torch.device("meta"):
-        head = LaionHead(first.shape[1] if first is not None and first.ndim == 2 else WIDTH)
-    load_exactly(head, state, str(file))
-    return head.to(device).eval().requires_grad_(False)
+    width = first.shape[1] if first is not None and first.ndim == 2 else WIDTH
+    return build(lambda: LaionHead(width), state, str(file), dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.checkpoint import CheckpointError, check_keys
-from models.scoring.state_dict import load_exactly, read_state_dict
+from models.scoring.clip_pixels import CLIP_MEAN, CLIP_STD
+from models.scoring.state_dict import read_state_dict
 
 ARCHITECTURE = "ViT-L-14-quickgelu"
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOWER = "visual."
 
 
@@ -103,14 +103,14 @@ def load_clip(
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     check_keys({key: tuple(tensor.shape) for key, tensor in state.items()}, wanted, str(file))
     tower = {key.removeprefix(TOWER): tensor for key, tensor in state.items() if key.startswith(TOWER)}
-    load_exactly(model.visual, tower, str(file), dtype)
+    model.visual.load_state_dict({key: tensor.to(dtype) for key, tensor in tower.items()}, assign=True)
     side = model.visual.image_size
     return ClipImages(
         model.visual.to(device).eval().requires_grad_(False),
         side[0] if isinstance(side, tuple) else side,
         config["embed_dim"],
-        tuple(preprocessing.get("mean", MEAN)),
-        tuple(preprocessing.get("std", STD)),
+        tuple(preprocessing.get("mean", CLIP_MEAN)),
+        tuple(preprocessing.get("std", CLIP_STD)),
     )
 
 

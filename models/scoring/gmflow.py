@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.scoring.gmflow_layers import CHANNELS, Encoder, FeatureTransformer
+from models.scoring.loading import build
 from models.scoring.matching import (
     match_everywhere,
     match_nearby,
@@ -23,7 +24,7 @@ from models.scoring.matching import (
     warp,
     weighted_by_likeness,
 )
-from models.scoring.state_dict import load_exactly, read_state_dict
+from models.scoring.state_dict import read_state_dict
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
@@ -156,7 +157,5 @@ def load_gmflow(file: str | Path, *, device: torch.device | str = "cpu", dtype: 
         CheckpointError: it is damaged, or its keys or shapes are not GMFlow's.
     """
     state = read_state_dict(file)
-    with torch.device("meta"):
-        model = GMFlow(2 if "backbone.trident_conv.weight" in state else 1)
-    load_exactly(model, state, str(file), dtype)
-    return model.to(device).eval().requires_grad_(False)
+    scales: Literal[1, 2] = 2 if "backbone.trident_conv.weight" in state else 1
+    return build(lambda: GMFlow(scales), state, str(file), dtype=dtype, device=device)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.checkpoint import CheckpointError, check_keys
+from models.checkpoint import CheckpointError
+from models.scoring.loading import read_safetensors
 
 ZIPPED, PLAIN = b"PK\x03\x04", b"\x80\x02\x8a\n"  # how files of torch.save begin, today's and those before 1.6
 WRAPPERS = ("model", "state_dict")  # under which training programs keep the weights, beside optimizer and step
@@ -29,12 +28,9 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"no weights at {file}")
+        raise FileNotFoundError(f"weights are missing: {file}")
     if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is cut off or no safetensors file; fetch it again ({error})") from error
+        return read_safetensors(file)
     return _tensors(_unpickled(file), file)
 
 
@@ -69,13 +65,3 @@ def _tensors(found: Any, file: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{file} holds no state dict: neither tensors by name, nor such under 'model'")
     return dict(found)
-
-
-def load_exactly(
-    model: nn.Module, state: Mapping[str, Tensor], source: str, dtype: torch.dtype = torch.float32
-) -> None:
-    """Put weights into a model, which may lie on the meta device. CheckpointError: keys or shapes are not its own."""
-    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    check_keys({key: tuple(tensor.shape) for key, tensor in state.items()}, wanted, source)
-    cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    model.load_state_dict(cast, assign=True)

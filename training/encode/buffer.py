@@ -10,18 +10,14 @@ the end of a pipe. If both are killed at once, the next buffer in that place rem
 
 import atexit
 import contextlib
-import errno
-import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -34,13 +30,13 @@ from training.data.clips import ClipError
 from training.data.manifest import ManifestError, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode import wire
-from training.encode.client import EncodeClient, NoServer, WrongToken
+from training.encode.batch_file import file_bytes, read_file, write_file
+from training.encode.buffer_folder import bound, hold, new_folder
+from training.encode.client import EncodeClient
 from training.encode.encoder import Encoded
+from training.encode.servers import NoServer, WrongToken, servers_of
 from training.run import EncodeConfig
 
-MEMORY = Path("/dev/shm")  # where Linux has a file system in memory
-PREFIX = f"contentv-buffer-{os.getuid()}-"
-GB = 10**9
 AT_ONCE = 2  # batches that are fetched at the same time, so that a lone rank has more than one server work for it
 LOOKS_S = 1.0  # seconds between two looks whether the trainer is still the parent
 LEAVES_S = 10.0  # seconds that a process may take to end after its pipe
@@ -56,35 +52,36 @@ class BufferDied(RuntimeError):
     """The buffer process ended without a word: killed, perhaps for want of memory."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """The batches of one data rank, and who encodes them.
+
+    Attributes:
+        manifests: as the job's, opened again by the buffer process.
+        encoder: fingerprint of the weights that all servers must have.
+    """
+
+    manifests: tuple[str, ...]
+    job: Job
+    encode: EncodeConfig
+    encoder: str
+    data_rank: int = 0
+    data_ranks: int = 1
+
+
 class BufferedFeed:
     """The feed of a run with encode servers: batches of one data rank, fetched ahead by a process of their own.
 
     Args:
-        manifests: as the job's, opened again by the buffer process.
         first: step that is asked for first; another one is fetched anew.
-        encoder: fingerprint of the weights that the servers must have; None takes that of the first answer.
-
-    Attributes:
-        encoder: that fingerprint, None before the first batch. Ranks of a run should compare theirs.
 
     Raises:
         OSError: where the buffer is to be there is less room than its bound.
     """
 
-    def __init__(
-        self,
-        manifests: Sequence[str],
-        job: Job,
-        encode: EncodeConfig,
-        *,
-        data_rank: int = 0,
-        data_ranks: int = 1,
-        first: int = 0,
-        encoder: str | None = None,
-    ) -> None:
-        self.encoder = encoder
-        self._what = _What(tuple(manifests), job, encode, data_rank, data_ranks)
-        self._process: _Process | None = _Process(self._what, first, encoder)
+    def __init__(self, share: Share, first: int = 0) -> None:
+        self._share = share
+        self._process: _Process | None = _Process(share, first)
         self._next = first
         self._in_use: int | None = None
         atexit.register(self.close)  # before multiprocessing's own, which would wait for a process that waits for us
@@ -102,19 +99,18 @@ class BufferedFeed:
         if self._process is not None and step != self._next:
             self.close()
         if self._process is None:
-            self._process = _Process(self._what, step, self.encoder)
+            self._process = _Process(self._share, step)
             atexit.register(self.close)
         elif self._in_use is not None:
             self._process.free(self._in_use)
         self._in_use = None
         try:
             self._process.wait_for(step)
-            stamp, batch = wire.read_file(self._process.folder / file_name(step))
+            _, batch = read_file(self._process.folder / file_name(step))
         except BaseException:
             self.close()
             raise
         (self._process.folder / file_name(step)).unlink()
-        self.encoder = stamp.encoder
         self._in_use, self._next = step, step + 1
         return batch
 
@@ -126,27 +122,16 @@ class BufferedFeed:
         atexit.unregister(self.close)
 
 
-@dataclass(frozen=True)
-class _What:
-    """Whose batches."""
-
-    manifests: tuple[str, ...]
-    job: Job
-    encode: EncodeConfig
-    data_rank: int
-    data_ranks: int
-
-
 class _Process:
     """A buffer process and its folder, as its trainer sees them. Messages are JSON."""
 
-    def __init__(self, what: _What, first: int, encoder: str | None) -> None:
-        self._what = what
-        self.folder, self._lock = new_folder(what.encode)
+    def __init__(self, share: Share, first: int) -> None:
+        self._share = share
+        self.folder, self._lock = new_folder(share.encode)
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
-        arguments = what, first, encoder, self.folder, os.getpid(), theirs
-        self._process = spawn.Process(target=_run, args=arguments, name=f"buffer of {what.data_rank}", daemon=True)
+        arguments = share, first, self.folder, os.getpid(), theirs
+        self._process = spawn.Process(target=_run, args=arguments, name=f"buffer of {share.data_rank}", daemon=True)
         try:
             self._process.start()
         except BaseException:
@@ -162,13 +147,13 @@ class _Process:
         except (EOFError, OSError):
             self._process.join(LEAVES_S)
             raise BufferDied(
-                f"the buffer process of data rank {self._what.data_rank} ended before step {step} with status "
+                f"the buffer process of data rank {self._share.data_rank} ended before step {step} with status "
                 f"{self._process.exitcode}; if it was killed (-9), perhaps for want of memory"
             ) from None
         if "failed" in message:
             kind, words = message["failed"], message["words"]
             error = _KINDS[kind](words) if kind in _KINDS else RuntimeError(f"{kind}: {words}")
-            error.add_note(f"in the buffer process of data rank {self._what.data_rank}:\n{message['traceback']}")
+            error.add_note(f"in the buffer process of data rank {self._share.data_rank}:\n{message['traceback']}")
             raise error
         assert message == {"ready": step}, message
 
@@ -190,55 +175,6 @@ def file_name(step: int) -> str:
     return f"step-{step:08d}.arrow"
 
 
-def new_folder(encode: EncodeConfig) -> tuple[Path, int]:
-    """A folder for one buffer and the open lock that says that it is in use.
-
-    It is in ``buffer_folder``; by default in memory, or with the system's temporary files where there is no such place.
-    What buffers left there whose processes are all dead is removed. OSError: there is less room than the bound.
-    """
-    place = Path(encode.buffer_folder or (MEMORY if MEMORY.is_dir() else tempfile.gettempdir()))
-    place.mkdir(parents=True, exist_ok=True)
-    for left in place.glob(f"{PREFIX}*"):
-        remove_if_left(left)
-    free = shutil.disk_usage(place).free
-    if free < bound(encode):
-        words = f"a buffer may take {encode.buffer_gb:g} GB, and {place} has {free / GB:.2f} GB free"
-        raise OSError(errno.ENOSPC, f"{words}: make encode.buffer_gb smaller, or set encode.buffer_folder")
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another took it for left behind: not locked yet
-            return folder, hold(folder)
-
-
-def hold(folder: Path) -> int:
-    """Lock a buffer's folder together with its other process. OSError: it is being removed."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if not os.stat(folder).st_ino == os.fstat(lock).st_ino:
-            raise FileNotFoundError(folder)
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def remove_if_left(folder: Path) -> None:
-    """Remove a buffer's folder if neither of its processes is alive."""
-    with contextlib.suppress(OSError):  # it is in use, or gone by now
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        finally:
-            os.close(lock)
-
-
-def bound(encode: EncodeConfig) -> int:
-    """Bytes that a buffer may have."""
-    return int(encode.buffer_gb * GB)
-
-
 class _Room:
     """The bytes of a folder: batches wait until there is room, and one alone always has."""
 
@@ -258,17 +194,17 @@ class _Room:
             self._changed.notify()
 
 
-def _run(what: _What, first: int, encoder: str | None, folder: Path, parent: int, pipe: Connection) -> None:
+def _run(share: Share, first: int, folder: Path, parent: int, pipe: Connection) -> None:
     """The buffer process: fetches from step ``first`` to the last, and stays until its trainer ends it or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups: the trainer says when it is over
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    room, writing = _Room(bound(what.encode)), threading.Lock()
+    room, writing = _Room(bound(share.encode)), threading.Lock()
     watch = threading.Thread(target=_watch, args=(pipe, parent, folder, room, writing))
     watch.start()
     try:
         hold(folder)
-        _fetch_ahead(what, first, encoder, folder, room, writing, pipe)
+        _fetch_ahead(share, first, folder, room, writing, pipe)
     except Exception as problem:
         failed = {"failed": type(problem).__name__, "words": str(problem), "traceback": traceback.format_exc()}
         with contextlib.suppress(OSError):
@@ -288,26 +224,23 @@ def _watch(pipe: Connection, parent: int, folder: Path, room: _Room, writing: th
 
 
 def _fetch_ahead(
-    what: _What, first: int, encoder: str | None, folder: Path, room: _Room, writing: threading.Lock, pipe: Connection
+    share: Share, first: int, folder: Path, room: _Room, writing: threading.Lock, pipe: Connection
 ) -> None:
-    plan = BatchPlan(open_manifest(what.manifests), what.job)
-    encode = what.encode
-    token = wire.read_token(encode.token_file) if encode.token_file else None
-    client = EncodeClient(encode.servers, token, plan, encoder=encoder, patience_s=encode.patience_s)
+    plan, encode = BatchPlan(open_manifest(share.manifests), share.job), share.encode
+    client = EncodeClient(servers_of(encode), plan, share.encoder, patience_s=encode.patience_s)
     fetching: deque[Future[list[Encoded]]] = deque()
     upcoming = iter(range(first, plan.steps))
     threads = ThreadPoolExecutor(AT_ONCE)  # never waited for: this process ends whatever they do
     for step in range(first, plan.steps):
         for later in islice(upcoming, AT_ONCE - len(fetching)):
-            fetching.append(threads.submit(client.fetch, later, what.data_rank, what.data_ranks))
+            fetching.append(threads.submit(client.fetch, later, share.data_rank, share.data_ranks))
         batch = fetching.popleft().result()
-        assert client.encoder is not None
-        stamp = wire.Stamp(client.encoder, wire.fingerprint(what.job), step, what.data_rank, what.data_ranks)
+        stamp = wire.Stamp(share.encoder, wire.fingerprint(share.job), step, share.data_rank, share.data_ranks)
         records = [wire.to_record(encoded, stamp) for encoded in batch]
-        room.take(step, wire.file_bytes(records))
+        room.take(step, file_bytes(records))
         with writing:
-            wire.write_file(folder / file_name(step), records)
+            write_file(folder / file_name(step), records)
         pipe.send_bytes(json.dumps({"ready": step}).encode())
     raise IndexError(
-        f"recipe {what.job.recipe.name} has {plan.steps} steps from 0, and a batch after them was asked for"
+        f"recipe {share.job.recipe.name} has {plan.steps} steps from 0, and a batch after them was asked for"
     )

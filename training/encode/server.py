@@ -12,202 +12,22 @@ trusted take a certificate too, or the token can be read on its way.
 """
 
 import argparse
-import hmac
-import ipaddress
-import json
 import logging
 import signal
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.flight as flight
 
-from training.data.clips import ClipError
-from training.data.manifest import Manifest, ManifestError, open_manifest
-from training.data.plan import BatchPlan, Job, Sample
-from training.encode import wire
-from training.encode.encoder import Encoder, load_encoder
-from training.recipe import Recipe, RecipeError, load_recipe
-
-PLANS_KEPT = 4  # jobs that are answered without working their plan out again
-WORDS = 2000  # characters of an error: they travel in headers, which have 8 KB
+from training.data.manifest import ManifestError, open_manifest
+from training.encode.answers import READERS, EncodeServer
+from training.encode.encoder import load_encoder
+from training.encode.servers import is_loopback, read_token
+from training.recipe import RecipeError, load_recipe
 
 _log = logging.getLogger(__name__)
-
-
-class EncodeServer(flight.FlightServerBase):
-    """Answers tickets, from its construction until ``shutdown``.
-
-    Args:
-        recipe: for whose codec, text encoder and frame rate ``encoder`` was loaded; jobs must want the same.
-        port: 0 takes a free one.
-        token: what clients must show, as ``authorization: Bearer ...``.
-        certificate: a TLS certificate and its key, PEM.
-        workers: samples that are encoded at the same time; one where the encoder has a device to itself.
-
-    Raises:
-        ValueError: ``host`` is not this machine's loopback, and there is no token.
-        OSError: the address cannot be listened on.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        recipe: Recipe,
-        manifests: Sequence[Manifest],
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        token: str | None = None,
-        certificate: tuple[bytes, bytes] | None = None,
-        workers: int = 1,
-    ) -> None:
-        if token is None and not is_loopback(host):
-            raise ValueError(f"{host} can be reached from other machines: that needs a token, from --token-file")
-        self._encoder, self._recipe = encoder, recipe
-        self._manifests = {manifest.fingerprint: manifest for manifest in manifests}
-        self._plans: OrderedDict[str, BatchPlan] = OrderedDict()
-        self._planning = threading.Lock()
-        self._device = threading.Semaphore(workers)
-        self._counting = threading.Lock()
-        self._counts = {"requests": 0, "working": 0, "samples": 0, "refused": 0}
-        self._ending = threading.Event()
-        self.scheme = "grpc+tls" if certificate else "grpc"
-        super().__init__(
-            f"{self.scheme}://{_bracketed(host)}:{port}",
-            tls_certificates=[certificate] if certificate else None,
-            middleware={"token": _TokenCheck(token)} if token else None,
-        )
-        self.address = f"{self.scheme}://{_bracketed(host)}:{self.port}"
-
-    def do_get(self, context: Any, ticket: flight.Ticket) -> flight.GeneratorStream:
-        """The ticket's samples, each sent when it is encoded."""
-        try:
-            asked = wire.read_ticket(ticket.ticket)
-            samples = self._samples(asked)
-        except (wire.WireError, ManifestError, ValueError, IndexError) as problem:
-            self._count("refused")
-            raise _refusal(str(problem)) from problem
-        stamp = wire.Stamp(
-            self._encoder.fingerprint, wire.fingerprint(asked.job), asked.step, asked.data_rank, asked.data_ranks
-        )
-        self._count("requests")
-        return flight.GeneratorStream(stamp.schema(), self._records(samples, stamp))
-
-    def status(self) -> dict[str, Any]:
-        """What this server encodes, and how busy it is."""
-        with self._counting:
-            counts = dict(self._counts)
-        return {
-            "format": wire.FORMAT,
-            "encoder": self._encoder.fingerprint,
-            "codec": self._recipe.codec,
-            "text": self._recipe.text,
-            "fps": self._recipe.fps,
-            "manifests": sorted(self._manifests),
-            **counts,
-        }
-
-    def list_actions(self, context: Any) -> list[tuple[str, str]]:
-        return [("status", "What this server encodes, and how busy it is, as JSON")]
-
-    def do_action(self, context: Any, action: flight.Action) -> list[flight.Result]:
-        if action.type != "status":
-            raise _refusal(f"there is no action {action.type!r}, only status")
-        return [flight.Result(pa.py_buffer(json.dumps(self.status()).encode()))]
-
-    def end(self) -> None:
-        """Stop after the samples that are being encoded; requests that have more to come are told to go elsewhere."""
-        self._ending.set()
-        self.shutdown()
-
-    def _samples(self, asked: wire.Ticket) -> list[Sample]:
-        """ValueError, ManifestError or IndexError say why there are none."""
-        recipe = asked.job.recipe
-        for field in ("codec", "text", "fps"):
-            wanted, here = getattr(recipe, field), getattr(self._recipe, field)
-            if wanted != here:
-                raise ValueError(f"recipe {recipe.name} wants {field} {wanted!r}, and this server has {here!r}")
-        if asked.data_rank >= asked.data_ranks:
-            raise ValueError(f"data rank {asked.data_rank} is none of {asked.data_ranks}, which count from 0")
-        with self._planning:
-            plan = self._plan(asked.job)
-            if asked.step >= plan.steps:
-                raise IndexError(f"recipe {recipe.name} has {plan.steps} steps from 0, and none is {asked.step}")
-            return plan.samples(asked.step, asked.data_rank, asked.data_ranks)
-
-    def _plan(self, job: Job) -> BatchPlan:
-        key = wire.fingerprint(job)
-        if key not in self._plans:
-            if job.manifest not in self._manifests:
-                here = ", ".join(sorted(self._manifests))
-                raise ManifestError(f"the job is for manifest {job.manifest}, and this server has {here}")
-            self._plans[key] = BatchPlan(self._manifests[job.manifest], job)
-            if len(self._plans) > PLANS_KEPT:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end(key)
-        return self._plans[key]
-
-    def _records(self, samples: Sequence[Sample], stamp: wire.Stamp) -> Iterator[pa.RecordBatch]:
-        """The device is held while a sample is encoded, not while it is sent: a slow reader holds up nobody else."""
-        self._count("working")
-        try:
-            for sample in samples:
-                with self._device:
-                    if self._ending.is_set():
-                        raise flight.FlightUnavailableError("this server is being stopped")
-                    record = wire.to_record(self._encoder.encode(sample), stamp)
-                self._count("samples")
-                yield record
-        except ClipError as problem:
-            _log.warning("%s", problem)
-            raise _refusal(str(problem)) from problem
-        except (flight.FlightError, GeneratorExit):
-            raise
-        except Exception as problem:  # of one request: others, and other samples, may well go on
-            _log.exception("step %d, data rank %d", stamp.step, stamp.data_rank)
-            raise flight.FlightServerError(f"{type(problem).__name__}: {problem}"[:WORDS]) from problem
-        finally:
-            self._count("working", -1)
-
-    def _count(self, what: str, by: int = 1) -> None:
-        with self._counting:
-            self._counts[what] += by
-
-
-class _TokenCheck(flight.ServerMiddlewareFactory):
-    """Lets nothing through that does not show the token."""
-
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self._wanted = f"Bearer {token}".encode()
-
-    def start_call(self, info: Any, headers: dict[str, list[Any]]) -> None:
-        shown = headers.get("authorization", [])
-        found = shown[0] if len(shown) == 1 else b""
-        if not hmac.compare_digest(found.encode() if isinstance(found, str) else found, self._wanted):
-            raise flight.FlightUnauthenticatedError("the token is wrong" if shown else "this server wants a token")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _refusal(words: str) -> flight.FlightServerError:
-    return flight.FlightServerError(words[:WORDS], extra_info=wire.REFUSED)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -221,12 +41,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-cert", type=Path, help="PEM file; needs --tls-key")
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or npu")
-    parser.add_argument("--workers", type=int, default=1, help="samples encoded at the same time")
+    parser.add_argument("--readers", type=int, default=READERS, help="clips read at the same time")
     options = parser.parse_args(arguments)
     if bool(options.tls_cert) != bool(options.tls_key):
         parser.error("--tls-cert and --tls-key go together")
-    if options.workers < 1:
-        parser.error("--workers is at least 1")
+    if options.readers < 1:
+        parser.error("--readers is at least 1")
     if options.token_file is None and not is_loopback(options.host):
         parser.error(f"{options.host} can be reached from other machines: that needs --token-file")
     return options
@@ -240,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        token = wire.read_token(options.token_file) if options.token_file else None
+        token = read_token(options.token_file) if options.token_file else None
         certificate = (options.tls_cert.read_bytes(), options.tls_key.read_bytes()) if options.tls_cert else None
         recipe = load_recipe(options.recipe)
         manifest = open_manifest(options.manifest)
@@ -253,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port=options.port,
             token=token,
             certificate=certificate,
-            workers=options.workers,
+            readers=options.readers,
         )
     except (RecipeError, ManifestError, OSError, ValueError, pa.ArrowException) as problem:
         print(f"encode server cannot start: {problem}", file=sys.stderr)

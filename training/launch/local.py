@@ -45,7 +45,7 @@ class Machines:
     name: str = "contentv"  # of the run, where several meet at one endpoint
 
     def arguments(self, attempt: int) -> list[str]:
-        """Of torchrun; each attempt meets under a name of its own, as a meeting that failed stays closed."""
+        """Of torchrun; each attempt meets under a name of its own, as a failed meeting cannot be joined again."""
         arguments = ["--nnodes", str(self.count), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint]
         arguments += ["--rdzv-id", f"{self.name}-{attempt}"]
         return arguments if self.count > 1 else [*arguments, "--local-addr", "localhost"]

@@ -6,21 +6,19 @@ Training itself makes the same checks again where it depends on them; here they 
 import uuid
 from pathlib import Path
 
-import pyarrow.flight as flight
-import torch
 from fsspec.core import url_to_fs
 
-from models.checkpoint import check_keys, network_folder, stored_tensors
 from models.hashed_text import POOLED_DIM, TOKEN_DIM
 from models.text_to_video import files_of
 from models.transformer import ContentVTransformer, TransformerConfig
 from training.checkpoint.checkpoints import check_facts, last_checkpoint, read_facts
+from training.data import census
 from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
-from training.distributed.weights import is_new, read_config_of
-from training.encode.client import server_status, told
-from training.encode.wire import read_token
+from training.distributed.prepare import on_meta, prepare
+from training.distributed.weights import is_new
+from training.encode.status import check_servers
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.memory.planner import table
 from training.run import TrainingRun, facts_of
@@ -39,26 +37,26 @@ def preflight(run: TrainingRun, processes: int) -> str:
     """
     try:
         layout = Layout(processes, run.machine.shard, run.machine.sequence)
-        config = check_start(run)
+        model = check_start(run, layout)
         manifest = open_manifest(run.manifests)
         plan = BatchPlan(manifest, Job(recipe=run.recipe, seed=run.seed, manifest=manifest.fingerprint))
         plan.check_ranks(layout.data_ranks)
         if run.encode.servers:
-            check_servers(run, manifest)
+            check_servers(run, manifest.fingerprint)
         else:
             check_sources(manifest)
-        check_output(run, config, manifest)
-        planned = memory_plan(run, manifest, config, layout)
+        check_output(run, model.config, manifest)
+        planned = memory_plan(run, manifest, model, layout)
         samples_at_once(run, planned)
     except (ValueError, OSError) as problem:
         raise PreflightError(str(problem)) from problem
     return "\n".join([described(run, plan, layout), table(planned)])
 
 
-def check_start(run: TrainingRun) -> TransformerConfig:
-    """That the starting checkpoint is there, whole, and of one kind with the recipe; returns its size."""
+def check_start(run: TrainingRun, layout: Layout) -> ContentVTransformer:
+    """That the starting checkpoint is there, whole, and of one kind with the recipe; returns its model of shapes."""
     recipe = run.recipe
-    config = read_config_of(run.checkpoint)
+    model = prepare(run.checkpoint, run.machine, on_meta(layout), run.seed)
     if is_new(run.checkpoint):
         if recipe.codec != "lite" or recipe.text != "lite":
             raise ValueError(
@@ -66,21 +64,15 @@ def check_start(run: TrainingRun) -> TransformerConfig:
                 f"in a checkpoint's folder, and {run.checkpoint!r} is only a size"
             )
     else:
-        root = Path(run.checkpoint)
-        if not run.encode.servers:
-            files_of(root, recipe.codec, recipe.text)  # says what is missing
-        folder = network_folder(root)
-        with torch.device("meta"):
-            wanted = ContentVTransformer(**vars(config)).state_dict()
-        found = {name: stored.shape for name, stored in stored_tensors(folder).items()}
-        check_keys(found, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, f"checkpoint {folder}")
-    widths = config.joint_attention_dim, config.pooled_projection_dim
+        text = "lite" if run.encode.servers else recipe.text  # servers embed prompts; samples are decoded here
+        files_of(Path(run.checkpoint), recipe.codec, text)  # says what is missing
+    widths = model.config.joint_attention_dim, model.config.pooled_projection_dim
     if recipe.text == "lite" and widths != (TOKEN_DIM, POOLED_DIM):
         raise ValueError(
             f"hashed words are {TOKEN_DIM} and {POOLED_DIM} wide, and checkpoint {run.checkpoint} takes text of "
             f"{widths[0]} and {widths[1]}"
         )
-    return config
+    return model
 
 
 def check_sources(manifest: Manifest) -> None:
@@ -97,30 +89,6 @@ def check_sources(manifest: Manifest) -> None:
             f"{len(missing)} of the {len(clips)} sources that were looked at are not there, first {missing[0]}; "
             "a manifest names its sources as curation saw them"
         )
-
-
-def check_servers(run: TrainingRun, manifest: Manifest) -> None:
-    """That an encode server answers, and that those which do encode this data as the recipe wants it."""
-    token = read_token(run.encode.token_file) if run.encode.token_file else None
-    silent: list[str] = []
-    encoders: dict[str, str] = {}  # fingerprint -> the first server that has it
-    servers = [server for server in run.encode.servers if not server.startswith("file:")]  # a list may grow later
-    for server in servers:
-        try:
-            status = server_status(server, token)
-        except flight.FlightError as problem:
-            silent.append(f"{server}: {told(problem)}")
-            continue
-        if manifest.fingerprint not in status["manifests"]:
-            raise ValueError(f"encode server {server} has other manifests than this run, {manifest.fingerprint}")
-        for name in ("codec", "text", "fps"):
-            if status[name] != getattr(run.recipe, name):
-                raise ValueError(f"encode server {server} has {name} {status[name]!r}, not the recipe's")
-        encoders.setdefault(status["encoder"], server)
-    if len(encoders) > 1:
-        raise ValueError(f"encode servers {' and '.join(encoders.values())} encode with other weights or other devices")
-    if servers and len(silent) == len(servers):
-        raise ValueError(f"no encode server answers: {'; '.join(silent)}")
 
 
 def check_output(run: TrainingRun, config: TransformerConfig, manifest: Manifest) -> None:
@@ -140,12 +108,8 @@ def check_output(run: TrainingRun, config: TransformerConfig, manifest: Manifest
 
 def described(run: TrainingRun, plan: BatchPlan, layout: Layout) -> str:
     """What will be trained on, in words."""
-    clips = ", ".join(f"{bucket} {len(rows)}" for bucket, rows in plan.manifest.rows.items())
-    lines = [
+    head = (
         f"{run.recipe.name}: {run.recipe.steps} steps from {run.checkpoint} on {layout.world} ranks of "
-        f"{run.machine.device}, {layout.data_ranks} of data",
-        f"  clips: {len(plan.manifest)} ({clips})",
-    ]
-    if plan.unvisited:
-        lines.append(f"  too few steps for all buckets; not trained on: {', '.join(map(str, plan.unvisited))}")
-    return "\n".join(lines)
+        f"{run.machine.device}, {layout.data_ranks} of data"
+    )
+    return f"{head}\n{census.described(plan)}"

@@ -4,8 +4,7 @@ Every rank samples: the ranks together hold the model, so all make as many passe
 ranks write what they made.
 """
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,9 +20,10 @@ from models.video_file import GenerationMetadata, write_video
 from models.wan_vae import WanCodec, load_wan_codec
 from training.checkpoint.checkpoints import State
 from training.data.buckets import Bucket, shape_of
-from training.data.manifest import Manifest
+from training.data.manifest import Manifest, Rows
+from training.data.selection import select
 from training.distributed.parallel import Parallel
-from training.encode.encoder import Encoder
+from training.encode.encoding import Embed
 from training.recipe import Recipe
 from training.run import RecordConfig
 
@@ -36,7 +36,7 @@ class Sampler:
     Args:
         folder: of the run; videos go to samples/step-.../ below it.
         source: checkpoint folder with the VAE, where the recipe has one.
-        encoder: on rank 0, to embed the prompts, once; None elsewhere.
+        embed: on rank 0, to embed the prompts, once; None elsewhere.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Sampler:
         folder: Path,
         source: str,
         parallel: Parallel,
-        encoder: Encoder | None,
+        embed: Embed | None,
     ) -> None:
         self._recipe, self._config, self._parallel = recipe, config, parallel
         self._folder, self._source = folder / "samples", source
-        bucket = sampled_bucket(manifest, recipe)
+        rows = select(manifest, recipe).rows
+        bucket = sampled_bucket(rows, recipe)
         self._shape = shape_of(bucket, recipe)
-        captions = (getattr(manifest.clip(int(row)), recipe.caption) for row in manifest.rows[bucket])
-        self.prompts = list(config.prompts or islice(dict.fromkeys(captions), config.sample_count))
-        self._text = _shared(self.prompts, encoder, self._folder / "prompts.safetensors", parallel)
+        self.prompts = list(config.prompts) or manifest.captions(rows[bucket], recipe.caption, config.sample_count)
+        self._text = _shared(self.prompts, embed, self._folder / "prompts.safetensors", parallel)
 
     def made(self, step: int) -> bool:
         """Whether the videos of a step are there."""
@@ -99,9 +99,13 @@ class Sampler:
         return self._folder / f"step-{step:08d}" / f"{index:02d}.mp4"
 
 
-def sampled_bucket(manifest: Manifest, recipe: Recipe) -> Bucket:
-    """The bucket that sample videos have the shape of: of the longest that are trained on, that of most clips."""
-    trained = {b: len(rows) for b, rows in manifest.rows.items() if bool(b.duration_s) == (recipe.frames > 1)}
+def sampled_bucket(rows: Mapping[Bucket, Rows], recipe: Recipe) -> Bucket:
+    """The bucket that sample videos have the shape of: of the longest that are trained on, that of most clips.
+
+    Images where the recipe trains on no videos, whatever frames it allows.
+    """
+    videos = "videos" in recipe.kinds
+    trained = {bucket: len(own) for bucket, own in rows.items() if bool(bucket.duration_s) == videos}
     return max(trained, key=lambda bucket: (shape_of(bucket, recipe).frames, trained[bucket], bucket))
 
 
@@ -111,12 +115,15 @@ def decoder(recipe: Recipe, source: str) -> DctCodec | WanCodec:
     return load_wan_codec(Path(source) / "vae", memory_bytes=DECODE_BYTES)
 
 
-def _shared(prompts: Sequence[str], encoder: Encoder | None, file: Path, parallel: Parallel) -> dict[str, Tensor]:
-    """Tokens and pooled of the prompts, and last of the empty one. Rank 0 makes them, all read them from ``file``."""
-    if encoder is not None:
-        tokens, pooled = zip(*(encoder.embed(prompt) for prompt in [*prompts, ""]), strict=True)
+def _shared(prompts: Sequence[str], embed: Embed | None, file: Path, parallel: Parallel) -> dict[str, Tensor]:
+    """Tokens and pooled of the prompts, and last of the empty one. Rank 0 makes them, all read them from ``file``.
+
+    They are float32 whatever text encoders compute in, as sampling gives the model latents in the dtype of its text.
+    """
+    if embed is not None:
+        tokens, pooled = zip(*(embed(prompt) for prompt in [*prompts, ""]), strict=True)
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tokens": torch.stack(tokens), "pooled": torch.stack(pooled)}, file)
+        save_file({"tokens": torch.stack(tokens).float(), "pooled": torch.stack(pooled).float()}, file)
     if parallel.cpu_group is not None:
         dist.barrier(group=parallel.cpu_group)
     return load_file(file)

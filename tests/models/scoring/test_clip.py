@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from models.checkpoint import CheckpointError
-from models.scoring.clip import MEAN, STD, check_activation, load_clip, middle_of
+from models.scoring.clip import check_activation, load_clip, middle_of
+from models.scoring.clip_pixels import CLIP_MEAN, CLIP_STD
 from tests.models.scoring.goldens import golden
 from tests.models.scoring.tiny_networks import CLIP_SIDE, CLIP_WIDTH, write_clip
 
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 def test_preprocessing_is_clips_to_the_bit(name):
     found = np.load(golden("clip_preprocess_224_public.npz"))
     pixels = torch.from_numpy(middle_of(found[name], 224)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     pixels = (pixels - mean) / std
     assert torch.allclose(pixels[:, ::9, ::9], torch.from_numpy(found[f"{name}_pixels_slice"]), atol=1e-6)
     assert pixels.double().sum().item() == pytest.approx(found[f"{name}_sum"].item(), rel=1e-6)

@@ -1,5 +1,8 @@
 """Files of weights: tensors are read, code is not run, and what is damaged is named."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,5 +62,20 @@ def test_a_file_without_tensors_is_named(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"weights are missing: .*gone\.pth"):
         read_state_dict(tmp_path / "gone.pth")
+
+
+def test_the_command_that_the_error_names_makes_safetensors_and_runs_nothing(tmp_path):
+    mark, file = tmp_path / "mark", tmp_path / "module.pth"
+    module = torch.nn.Linear(2, 3)
+    module.trap = Trap(mark)
+    torch.save(module, file)
+    with pytest.raises(CheckpointError) as error:
+        read_state_dict(file)
+    command = shlex.split(str(error.value).partition("runs none of it: ")[2])
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], check=True, cwd=Path(__file__).parents[3])
+    state = read_state_dict(file.with_suffix(".safetensors"))
+    assert torch.equal(state["weight"], module.weight) and set(state) == {"weight", "bias"}
+    assert not mark.exists()

@@ -1,14 +1,17 @@
 """Which clips a step trains on: the same for any number of ranks, all of them, and of one cost at a time."""
 
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training.small_data import row, small_recipe, write_manifest
+from training.data.buckets import Bucket
 from training.data.manifest import Manifest, ManifestError, open_manifest
-from training.data.plan import BatchPlan, Job, Sample, quotas
+from training.data.plan import BatchPlan, CostClass, Job, Sample, quotas
 from training.recipe import Recipe
 
 # clips of each bucket: one has a single clip, far less than a batch
@@ -106,6 +109,107 @@ def test_captions_are_dropped_as_often_as_the_recipe_says(manifest: Manifest) ->
     assert all(sample.caption == sample.clip.caption_detailed for sample in kept)
 
 
+def test_an_epoch_takes_every_clip_once_before_any_comes_again() -> None:
+    sizes = {Bucket(5, "16x9"): 12, Bucket(5, "1x1"): 8, Bucket(5, "9x16"): 4}
+    rows = {bucket: np.arange(size) + 100 * number for number, (bucket, size) in enumerate(sizes.items())}
+    drawn = CostClass(rows, run=4, key=(0,))
+    assert drawn.runs_in_epoch == 6
+    for epoch in range(5):
+        runs = list(drawn.runs(6 * epoch, 6))
+        assert sorted(row for _, own in runs for row in own) == sorted(row for own in rows.values() for row in own)
+        assert all(set(own) <= set(rows[bucket]) for bucket, own in runs)
+        assert drawn.buckets_of(6 * epoch, 6) == [bucket for bucket, _ in runs]
+    across = [(bucket, own.tolist()) for bucket, own in drawn.runs(4, 9)]
+    assert across == [(bucket, own.tolist()) for n in range(4, 13) for bucket, own in drawn.runs(n, 1)]
+
+
+def test_an_epoch_of_sixty_million_clips_begins_without_an_array_of_them() -> None:
+    class Places:
+        """Stands for a mapped column of row numbers, and says which were asked for."""
+
+        asked = 0
+
+        def __len__(self) -> int:
+            return 60_000_000
+
+        def __getitem__(self, places: np.ndarray) -> np.ndarray:
+            self.asked += len(places)
+            return places
+
+    places = Places()
+    drawn = CostClass({Bucket(0, "1x1"): places}, run=128, key=(0,))  # type: ignore[dict-item]
+    tracemalloc.start()
+    runs = [run for epoch in range(4) for _, run in drawn.runs(epoch * drawn.runs_in_epoch, 2)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert places.asked == 8 * 128 and len(set(np.concatenate(runs).tolist())) > 1000
+    assert peak < 2**20
+
+
+def test_a_clip_that_cannot_be_read_is_replaced_by_each_other_of_its_bucket_once(manifest: Manifest) -> None:
+    plan, elsewhere = planned(manifest), planned(manifest)
+    for step in range(0, plan.steps, 7):
+        for sample in plan.samples(step):
+            others = len(manifest.rows[sample.bucket]) - 1
+            tried = [plan.replacement(sample, attempt) for attempt in range(1, others + 1)]
+            assert tried == [elsewhere.replacement(sample, attempt) for attempt in range(1, others + 1)]
+            assert len({sample.clip.clip_id, *ids(tried)}) == 1 + others
+            for other in tried:
+                assert (other.index, other.seed, other.bucket) == (sample.index, sample.seed, sample.bucket)
+                assert (other.shape, other.clip.bucket) == (sample.shape, sample.bucket)
+                assert other.clip == manifest.clip(other.row)
+                assert other.caption == (other.clip.caption_detailed if sample.caption else "")
+            with pytest.raises(IndexError, match=f"has {others + 1} clips, and {others + 1} of them cannot be read"):
+                plan.replacement(sample, others + 1)
+
+
+def test_replacements_follow_the_bucket_and_begin_again_after_its_last(manifest: Manifest) -> None:
+    plan = planned(manifest)
+    rows = plan.rows[Bucket(3, "16x9")].tolist()
+    sample = next(s for step in range(plan.steps) for s in plan.samples(step) if s.row == rows[-2])
+    assert [plan.replacement(sample, attempt).row for attempt in (1, 2, 3)] == [rows[-1], rows[0], rows[1]]
+
+
+def test_a_replacement_of_what_is_no_sample_of_the_plan_is_refused(manifest: Manifest) -> None:
+    plan = planned(manifest)
+    sample = plan.samples(0)[0]
+    with pytest.raises(ValueError, match="counted from 1, and this is 0"):
+        plan.replacement(sample, 0)
+    with pytest.raises(ValueError, match=f"clip {sample.clip.clip_id} is none of bucket 16x9 image"):
+        plan.replacement(replace(sample, bucket=Bucket(0, "16x9")), 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"source_uri": "other.mp4"},
+        {"start_s": 0.5},
+        {"end_s": 2.5},
+        {"width": 48, "height": 80},
+        {"crop_x": 8},
+        {"crop_y": 4},
+        {"crop_w": 40},
+        {"crop_h": 24},
+    ],
+)
+def test_a_samples_key_is_of_all_that_its_pixels_depend_on(manifest: Manifest, change: dict[str, object]) -> None:
+    sample = planned(manifest).samples(0)[0]
+    assert replace(sample, clip=replace(sample.clip, **change)).key != sample.key
+    assert replace(sample, shape=replace(sample.shape, height=sample.shape.height + 16)).key != sample.key
+
+
+def test_a_samples_key_is_not_of_its_words_place_or_noise(manifest: Manifest) -> None:
+    sample = planned(manifest).samples(0)[0]
+    same = replace(sample, index=9, seed=1, row=3, caption="", clip=replace(sample.clip, caption_detailed="other"))
+    assert same.key == sample.key
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(manifest: Manifest, seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        planned(manifest, seed=seed)
+
+
 def test_values_are_those_of_all_samples(manifest: Manifest) -> None:
     plan = planned(manifest)
     for step in (0, 61):
@@ -114,13 +218,13 @@ def test_values_are_those_of_all_samples(manifest: Manifest) -> None:
 
 
 def test_ranks_that_do_not_divide_a_batch_are_refused(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match="16 samples in runs of 4 from one bucket does not divide evenly among 3"):
+    with pytest.raises(ValueError, match="16 samples does not divide evenly among 3 ranks"):
         planned(manifest).check_ranks(3)
 
 
 def test_a_manifest_without_what_a_phase_wants_is_refused(tmp_path: Path) -> None:
     write_manifest([row(0, tmp_path / "a.mp4", (48, 80), "16x9", 5, 5.0)], tmp_path / "manifest")
-    with pytest.raises(ManifestError, match="recipe small trains on images, and the manifest has none"):
+    with pytest.raises(ManifestError, match="recipe small trains on images, and the manifest has none that it takes"):
         planned(open_manifest([str(tmp_path / "manifest")], tmp_path / "cache"))
 
 
