@@ -51,7 +51,7 @@ def _unpickled(file: Path) -> Any:
         # The first lines of the message advise to run what is in the file: they are not passed on.
         reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise CheckpointError(
-            f"{file} holds more than tensors, and is not opened, as that could run code from it ({reason}). Convert it "
+            f"{file} holds more than weights, and is not opened, as that could run code from it ({reason}). Convert it "
             f"once, in a process that runs none of it: {conversion(file)}"
         ) from None
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
