@@ -34,7 +34,8 @@ from training.loader import Loader
 from training.loop import TrainingDiverged, train
 from training.memory.measured import PeakMemory
 from training.memory.micro_batch import agreed_samples_at_once, held_besides, memory_plan
-from training.observe.lineage import Lineage, forget
+from training.observe.bad_clips import forget_bad_clips
+from training.observe.lineage import forget
 from training.observe.metrics import Metrics, MetricsLog, read_metrics
 from training.observe.observer import Observer
 from training.observe.samples import Sampler
@@ -92,15 +93,15 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
 
         if parallel.rank == 0:
             forget(run.folder, done)
+            forget_bad_clips(run.folder, done)
         log = MetricsLog(run.folder, done) if parallel.rank == 0 else None
         memory = PeakMemory(planned.setup, held_besides(planned, state, parallel.device), parallel.device)
         metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops, memory)
-        lineage = Lineage(run.folder, parallel.data_rank if parallel.leader else None, recipe.fps)
         sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoding.embed)
         observer = Observer(
             run,
             metrics,
-            lineage,
+            parallel.data_rank if parallel.leader else None,
             log,
             save=lambda step, loss: checkpoints.save(step, state, loss, facts),
             sample=lambda step: sampler(state, step),

@@ -12,6 +12,7 @@ from models.hashed_text import POOLED_DIM, TOKEN_DIM
 from models.text_to_video import files_of
 from models.transformer import ContentVTransformer, TransformerConfig
 from training.checkpoint.checkpoints import check_facts, last_checkpoint, read_facts
+from training.data import census
 from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
@@ -107,12 +108,8 @@ def check_output(run: TrainingRun, config: TransformerConfig, manifest: Manifest
 
 def described(run: TrainingRun, plan: BatchPlan, layout: Layout) -> str:
     """What will be trained on, in words."""
-    clips = ", ".join(f"{bucket} {len(rows)}" for bucket, rows in plan.manifest.rows.items())
-    lines = [
+    head = (
         f"{run.recipe.name}: {run.recipe.steps} steps from {run.checkpoint} on {layout.world} ranks of "
-        f"{run.machine.device}, {layout.data_ranks} of data",
-        f"  clips: {len(plan.manifest)} ({clips})",
-    ]
-    if plan.unvisited:
-        lines.append(f"  too few steps for all buckets; not trained on: {', '.join(map(str, plan.unvisited))}")
-    return "\n".join(lines)
+        f"{run.machine.device}, {layout.data_ranks} of data"
+    )
+    return f"{head}\n{census.described(plan)}"

@@ -45,6 +45,8 @@ def test_ranks_encode_what_one_rank_would(plan: BatchPlan) -> None:
     assert all(same(a, b) for a, b in zip(whole, halves[0] + halves[1], strict=True))
 
 
+@pytest.mark.effect("Recipe.codec")
+@pytest.mark.effect("Recipe.text")
 def test_a_checkpoints_own_encoders_are_used_and_named(plan: BatchPlan, tmp_path: Path) -> None:
     write_vae(tmp_path)
     write_text_encoders(tmp_path)
