@@ -27,13 +27,15 @@ from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.parallel import Parallel, start, stop
-from training.distributed.weights import starting_model
+from training.distributed.prepare import prepare
 from training.encode.encoding import open_encoding
 from training.garbage import collected_by_count
 from training.loader import Loader
 from training.loop import TrainingDiverged, train
-from training.memory.micro_batch import memory_plan, samples_at_once
-from training.observe.lineage import Lineage, forget
+from training.memory.measured import PeakMemory
+from training.memory.micro_batch import agreed_samples_at_once, held_besides, memory_plan
+from training.observe.bad_clips import forget_bad_clips
+from training.observe.lineage import forget
 from training.observe.metrics import Metrics, MetricsLog, read_metrics
 from training.observe.observer import Observer
 from training.observe.samples import Sampler
@@ -72,7 +74,9 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         plan = BatchPlan(manifest, Job(recipe=recipe, seed=run.seed, manifest=manifest.fingerprint))
         plan.check_ranks(parallel.layout.data_ranks)
 
-        model = starting_model(run.checkpoint, parallel, getattr(torch, machine.dtype), run.seed)
+        model = prepare(run.checkpoint, machine, parallel, run.seed)
+        planned = memory_plan(run, manifest, model, parallel.layout)
+        at_once = agreed_samples_at_once(run, planned, parallel)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=recipe.learning_rate,
@@ -89,21 +93,21 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
 
         if parallel.rank == 0:
             forget(run.folder, done)
+            forget_bad_clips(run.folder, done)
         log = MetricsLog(run.folder, done) if parallel.rank == 0 else None
-        metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops)
-        lineage = Lineage(run.folder, parallel.data_rank if parallel.leader else None, recipe.fps)
+        memory = PeakMemory(planned.setup, held_besides(planned, state, parallel.device), parallel.device)
+        metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops, memory)
         sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoding.embed)
         observer = Observer(
             run,
             metrics,
-            lineage,
+            parallel.data_rank if parallel.leader else None,
             log,
             save=lambda step, loss: checkpoints.save(step, state, loss, facts),
             sample=lambda step: sampler(state, step),
         )
         feed = encoding.feed(run, plan, parallel, done)
         try:
-            at_once = samples_at_once(run, memory_plan(run, manifest, model.config, parallel.layout))
             loader = Loader(plan, feed, parallel, at_once, range(done, recipe.steps))
             with collected_by_count():
                 done = train(state, loader, parallel, recipe, observer, stop_asked)

@@ -1,15 +1,14 @@
 """A run of training: a recipe, what it trains on, and how this machine or cluster does it, as one JSON file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.recompute import Mode
+from training.distributed.machine import MachineConfig
 from training.recipe import Recipe, Seed
 
 Positive = Annotated[int, Field(gt=0)]
-Device = Literal["cpu", "cuda", "npu"]
 
 
 class EncodeConfig(BaseModel):
@@ -23,21 +22,6 @@ class EncodeConfig(BaseModel):
     buffer_folder: str | None = Field(None, description="Where the buffers are: a local disk; empty: shared memory")
     most_bad_clips: float = Field(0.01, ge=0, le=1, description="Share of samples whose clips may not be readable")
     patience_s: float = Field(600.0, gt=0, description="How long no server may answer before the run fails")
-
-
-class MachineConfig(BaseModel):
-    """What the machine decides. None of it changes what is learned, beyond the order of sums."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: Device = Field("cpu", description="Of every rank; chooses gloo, nccl or hccl too")
-    shard: Positive = Field(1, description="Ranks that hold one copy of model and optimiser together (FSDP)")
-    sequence: Positive = Field(1, description="Ranks that share the tokens of one sample (Ulysses)")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of computing; weights, sums stay float32")
-    recompute: Mode = Field("none", description="What the backward pass computes again")
-    memory_gb: float | None = Field(None, gt=0, description="Of a device, for the largest batch; empty: as it reports")
-    micro_batch: Positive | None = Field(None, description="Samples at once on a device; empty: what fits, by bucket")
-    peak_tflops: float | None = Field(None, gt=0, description="Of a device in this dtype, for MFU; empty: no MFU")
 
 
 class RecordConfig(BaseModel):

@@ -6,10 +6,8 @@ Training itself makes the same checks again where it depends on them; here they 
 import uuid
 from pathlib import Path
 
-import torch
 from fsspec.core import url_to_fs
 
-from models.checkpoint import check_keys, network_folder, stored_tensors
 from models.hashed_text import POOLED_DIM, TOKEN_DIM
 from models.text_to_video import files_of
 from models.transformer import ContentVTransformer, TransformerConfig
@@ -17,7 +15,8 @@ from training.checkpoint.checkpoints import check_facts, last_checkpoint, read_f
 from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
-from training.distributed.weights import is_new, read_config_of
+from training.distributed.prepare import on_meta, prepare
+from training.distributed.weights import is_new
 from training.encode.status import check_servers
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.memory.planner import table
@@ -37,7 +36,7 @@ def preflight(run: TrainingRun, processes: int) -> str:
     """
     try:
         layout = Layout(processes, run.machine.shard, run.machine.sequence)
-        config = check_start(run)
+        model = check_start(run, layout)
         manifest = open_manifest(run.manifests)
         plan = BatchPlan(manifest, Job(recipe=run.recipe, seed=run.seed, manifest=manifest.fingerprint))
         plan.check_ranks(layout.data_ranks)
@@ -45,18 +44,18 @@ def preflight(run: TrainingRun, processes: int) -> str:
             check_servers(run, manifest.fingerprint)
         else:
             check_sources(manifest)
-        check_output(run, config, manifest)
-        planned = memory_plan(run, manifest, config, layout)
+        check_output(run, model.config, manifest)
+        planned = memory_plan(run, manifest, model, layout)
         samples_at_once(run, planned)
     except (ValueError, OSError) as problem:
         raise PreflightError(str(problem)) from problem
     return "\n".join([described(run, plan, layout), table(planned)])
 
 
-def check_start(run: TrainingRun) -> TransformerConfig:
-    """That the starting checkpoint is there, whole, and of one kind with the recipe; returns its size."""
+def check_start(run: TrainingRun, layout: Layout) -> ContentVTransformer:
+    """That the starting checkpoint is there, whole, and of one kind with the recipe; returns its model of shapes."""
     recipe = run.recipe
-    config = read_config_of(run.checkpoint)
+    model = prepare(run.checkpoint, run.machine, on_meta(layout), run.seed)
     if is_new(run.checkpoint):
         if recipe.codec != "lite" or recipe.text != "lite":
             raise ValueError(
@@ -64,21 +63,15 @@ def check_start(run: TrainingRun) -> TransformerConfig:
                 f"in a checkpoint's folder, and {run.checkpoint!r} is only a size"
             )
     else:
-        root = Path(run.checkpoint)
         text = "lite" if run.encode.servers else recipe.text  # servers embed prompts; samples are decoded here
-        files_of(root, recipe.codec, text)  # says what is missing
-        folder = network_folder(root)
-        with torch.device("meta"):
-            wanted = ContentVTransformer(**vars(config)).state_dict()
-        found = {name: stored.shape for name, stored in stored_tensors(folder).items()}
-        check_keys(found, {name: tuple(tensor.shape) for name, tensor in wanted.items()}, f"checkpoint {folder}")
-    widths = config.joint_attention_dim, config.pooled_projection_dim
+        files_of(Path(run.checkpoint), recipe.codec, text)  # says what is missing
+    widths = model.config.joint_attention_dim, model.config.pooled_projection_dim
     if recipe.text == "lite" and widths != (TOKEN_DIM, POOLED_DIM):
         raise ValueError(
             f"hashed words are {TOKEN_DIM} and {POOLED_DIM} wide, and checkpoint {run.checkpoint} takes text of "
             f"{widths[0]} and {widths[1]}"
         )
-    return config
+    return model
 
 
 def check_sources(manifest: Manifest) -> None:

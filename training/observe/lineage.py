@@ -19,6 +19,7 @@ from torch import Tensor
 
 from media.whole_file import writing
 from training.data.plan import Sample
+from training.encode.reading import BadClip
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("index", pa.int32(), metadata={"meaning": "place in the step's whole batch"}),
         pa.field("data_rank", pa.int32(), metadata={"meaning": "which group of ranks trained on it"}),
         pa.field("clip_id", pa.string(), metadata={"meaning": "of the manifest"}),
+        pa.field("instead_of", pa.list_(pa.string()), metadata={"meaning": "clips that could not be read"}),
         pa.field("bucket", pa.string(), metadata={"meaning": "aspect ratio and whole seconds"}),
         pa.field("shape", pa.string(), metadata={"meaning": "frames x height x width trained on, pixels"}),
         pa.field("start_s", pa.float64(), metadata={"meaning": "of what was trained on, in the source"}),
@@ -49,10 +51,11 @@ class Lineage:
         self._folder, self._data_rank, self._fps = folder / "lineage", data_rank, fps
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, step: int, samples: Sequence[Sample], sigma: Tensor) -> None:
+    def add(self, step: int, samples: Sequence[Sample], sigma: Tensor, bad: Sequence[Sequence[BadClip]]) -> None:
+        """Note what was trained on: samples, their noise levels [B], and the clips that each of them replaces."""
         if self._data_rank is None:
             return
-        for sample, level in zip(samples, sigma.tolist(), strict=True):
+        for sample, level, instead_of in zip(samples, sigma.tolist(), bad, strict=True):
             clip = sample.clip
             seconds = min(sample.shape.frames / self._fps, clip.end_s - clip.start_s)
             self._rows.append(
@@ -61,6 +64,7 @@ class Lineage:
                     "index": sample.index,
                     "data_rank": self._data_rank,
                     "clip_id": clip.clip_id,
+                    "instead_of": [each.clip_id for each in instead_of],
                     "bucket": str(sample.bucket),
                     "shape": str(sample.shape),
                     "start_s": clip.start_s,
