@@ -90,7 +90,8 @@ def test_a_run_leaves_what_it_says(whole: TrainingRun) -> None:
     kept = sorted(path.name for path in (whole.folder / "checkpoints").iterdir())
     assert kept[-2:] == ["step-00000009", "step-00000012"] and len(kept) <= 3
     video = whole.folder / "samples" / "step-00000012" / "00.mp4"
-    assert read_generation_metadata(str(video)).config == {"recipe": "small", "step": STEPS}
+    whose = {"recipe": "small", "step": STEPS, "run": record["digest"]}
+    assert read_generation_metadata(str(video)).config == whose
     assert list((whole.folder / "tensorboard").iterdir())
     rows = read_lineage(whole.folder)
     assert [row["step"] for row in rows] == [step for step in range(STEPS) for _ in range(4)]

@@ -8,6 +8,8 @@ removes the records of the steps it takes again: what is there is what the weigh
 """
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +40,11 @@ SCHEMA = pa.schema(
         pa.field("sigma", pa.float32(), metadata={"meaning": "noise level"}),
     ]
 )
+
+
+BRANCH = "branch.json"
+_FILE = re.compile(r"steps-(\d{8,})-(\d{8,})\.rank-(\d{5,})\.parquet")
+_CUT_OFF = re.compile(rf"\.{_FILE.pattern}\.[0-9a-f]+\.partial")  # by a crash, as media.whole_file names it
 
 
 class Lineage:
@@ -87,9 +94,23 @@ class Lineage:
 
 def forget(folder: Path, finished_steps: int) -> None:
     """Remove the records of steps that a resumed run will take again, by one rank before any writes."""
-    for path in (folder / "lineage").glob("*steps-*"):
-        if path.suffix != ".parquet" or int(path.name.split("-")[1]) >= finished_steps:  # or what a crash cut off
+    for path in (folder / "lineage").iterdir() if (folder / "lineage").is_dir() else ():
+        found = _FILE.fullmatch(path.name)
+        if (found and int(found[1]) >= finished_steps) or _CUT_OFF.fullmatch(path.name):
             path.unlink()
+
+
+def write_branch(folder: Path, branch: dict[str, Any]) -> None:
+    """Note that a run goes on from a checkpoint of another: which, from which step on, and what it changes."""
+    with writing(str(folder / "lineage" / BRANCH)) as file:
+        file.write(json.dumps(branch, indent=2).encode())
+
+
+def read_branch(folder: Path) -> dict[str, Any] | None:
+    """What ``write_branch`` noted; None where the run began with step 0."""
+    path = folder / "lineage" / BRANCH
+    branch: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return branch
 
 
 def read_lineage(folder: Path, *, step: int | None = None, clip: str | None = None) -> list[dict[str, Any]]:
@@ -105,7 +126,7 @@ def read_lineage(folder: Path, *, step: int | None = None, clip: str | None = No
     expression = None
     for each in wanted:
         expression = each if expression is None else expression & each
-    files = sorted(map(str, (folder / "lineage").glob("steps-*.parquet")))
+    files = sorted(str(path) for path in (folder / "lineage").iterdir() if _FILE.fullmatch(path.name))
     rows = ds.dataset(files, SCHEMA, format="parquet").to_table(filter=expression).to_pylist()
     return sorted(rows, key=lambda row: (row["step"], row["index"]))
 
@@ -122,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as problem:
         print(problem, file=sys.stderr)
         return 1
+    branch = read_branch(options.output)
+    if branch and (options.step is None or options.step < branch["step"]):
+        print(f"steps before {branch['step']} are those of {branch['checkpoint']}: ask its own output", file=sys.stderr)
     if not rows:
         print("the records have no such step or clip", file=sys.stderr)
         return 1
