@@ -42,7 +42,7 @@ def conversion(file: str | Path) -> str:
 def _unpickled(file: Path) -> Any:
     with file.open("rb") as content:
         start = content.read(4)
-    damaged = f"{file} is cut off or no file of torch.save; fetch it again"
+    damaged = f"{file} is damaged: cut off or no file of torch.save; fetch it again"
     if start not in (ZIPPED, PLAIN):
         raise CheckpointError(f"{damaged} (it begins with {start!r})")
     try:

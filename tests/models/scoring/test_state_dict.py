@@ -41,7 +41,7 @@ def test_a_whole_module_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>not found</html>", b"PK\x03\x04 and nothing more"])
 def test_a_file_that_is_damaged_or_a_page_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} is cut off or no .*fetch it again"):
+    with pytest.raises(CheckpointError, match=rf"{name} is .*cut off or no .*fetch it again"):
         read_state_dict(tmp_path / name)
 
 
