@@ -17,7 +17,8 @@ from prefect.flows import Flow
 from pydantic import Field
 
 from flows.training_artifacts import TrainingArtifacts
-from training.launch.local import Listener, launch
+from training.launch.listener import Listener
+from training.launch.local import launch
 from training.launch.preflight import preflight
 from training.launch.ray import launch_on_ray
 from training.recipe import load_recipe
@@ -71,7 +72,8 @@ def stage(name: str) -> Flow[..., str]:
             launcher: local: ranks on this machine, by torchrun; ray: workers of a Ray cluster, by Ray Train.
             ray_address: Address of the Ray cluster, as ray://host:port; empty: RAY_ADDRESS, or a new local one.
             processes: Ranks: one for each device.
-            restarts: How often to start again from the last checkpoint after a rank failed.
+            restarts: How often in a row to start again from the last checkpoint after a rank failed; a new checkpoint
+                begins the count anew.
             machine: Devices, and how they share the work. What is learned does not depend on it.
             encode: Where clips and captions are encoded.
             record: How often to log, save and sample.

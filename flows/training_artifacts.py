@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from tasks.pages.gallery import poster
 from tasks.tables.run_record import ProgressArtifact
 from training.observe.loss_curve import loss_curve
-from training.observe.progress import History, Metrics, as_table
+from training.observe.progress import History, MetricsLine, as_table
 from training.run import TrainingRun
 
 EVERY_S = 5.0
@@ -68,7 +68,7 @@ class TrainingArtifacts:
         self._numbers = table("training-metrics", "Latest numbers")
         self._samples: dict[Path, LiveArtifact] = {}
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: MetricsLine) -> None:
         self._history.add(metrics)
 
     def refresh(self, now: bool = False) -> None:

@@ -118,8 +118,8 @@ class Metrics:
         count = torch.tensor([self._samples, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64)
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
-        sums = self._parallel.total(sums).double().cpu()
-        slots, world = len(self._names), self._parallel.layout.world
+        sums = self._parallel.total(sums).cpu().double()  # in this order: NPUs have no float64
+        slots, layout = len(self._names), self._parallel.layout
         errors, loss, counted, (samples, tokens, tera, waited) = sums.split([slots, 1, slots, 4])
         seconds = time.perf_counter() - self._began - self._apart
         means = {name: float(e / v) for name, e, v in zip(self._names, errors, counted, strict=True) if v}
@@ -135,8 +135,8 @@ class Metrics:
             "learning_rate": learning_rate,
             "samples": round(samples.item()),
             "tokens_per_s": tokens.item() / seconds,
-            "mfu": tera.item() / seconds / world / self._peak if self._peak else None,
-            "data_wait": waited.item() / world / seconds,
+            "mfu": tera.item() / seconds / layout.world / self._peak if self._peak else None,
+            "data_wait": waited.item() / layout.data_ranks / seconds,  # only ranks that lead their group wait
             "step_s": seconds / self._steps,
             "time": time.time(),
         }
