@@ -40,9 +40,11 @@ from training.data.buckets import Shape
 from training.data.manifest import SCHEMA, Clip, open_manifest
 from training.data.plan import BatchPlan, Job, Sample
 from training.encode import wire
-from training.encode.buffer import BufferedFeed
+from training.encode.batch_file import read_file, write_file
+from training.encode.buffer import BufferedFeed, Share
 from training.encode.client import EncodeClient, check
-from training.encode.encoder import Encoded
+from training.encode.encoder import Encoded, load_encoder
+from training.encode.servers import Servers
 from training.recipe import Phase, Recipe
 from training.run import EncodeConfig
 
@@ -252,10 +254,10 @@ def transport(case: Case, repeats: int) -> dict[str, tuple[float, float, float]]
         path = Path(folder) / "batch.arrow"
 
         def write() -> None:
-            wire.write_file(path, records)
+            write_file(path, records)
 
         def map_and_stack() -> None:
-            torch.stack([each.latents for each in wire.read_file(path)[1]])
+            torch.stack([each.latents for each in read_file(path)[1]])
 
         parts: dict[str, Callable[[], object]] = {
             "a bare TCP socket": socket_alone,
@@ -304,11 +306,12 @@ def print_wait(steps: int, slack: float) -> None:
         manifest = open_manifest([uri])
         plan = BatchPlan(manifest, Job(recipe=recipe, seed=0, manifest=manifest.fingerprint))
         with ServerProcess(["--manifest", uri, "--recipe", str(recipe_file), "--port", "0"]) as server:
-            client = EncodeClient([server.address], None, plan)
+            fingerprint = load_encoder(None, recipe).fingerprint
+            client = EncodeClient(Servers((server.address,)), plan, fingerprint)
             fetches = [seconds(partial(client.fetch, step)) for step in range(steps)]
             step_s = max(LEAST_STEP_S, slack * statistics.quantiles(fetches[1:], n=10)[-1])
             encode = EncodeConfig(servers=(server.address,), buffer_gb=0.2)
-            feed = BufferedFeed([uri], plan.job, encode)
+            feed = BufferedFeed(Share((uri,), plan.job, encode, fingerprint))
             try:
                 waits = []
                 for step in range(steps):

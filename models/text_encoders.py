@@ -94,8 +94,9 @@ class SD3TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> TextEmbedding:
-        """Tokens float32 [B, 77 + 256, T5's width] and pooled float32 [B, CLIP-L's + CLIP-G's projection].
+        """Tokens [B, 77 + 256, T5's width] and pooled [B, CLIP-L's + CLIP-G's projection].
 
+        Both are of the encoders' dtype, in which they are exact; where the CLIPs' and T5's differ, of the wider one.
         What does not fit into a window is cut off at its end, and counted in the embedding's ``truncated``.
         TypeError if ``prompts`` is a single string.
         """
@@ -105,14 +106,15 @@ class SD3TextEncoder:
         for tokenizer, model in zip(self._tokenizers, self._clips, strict=False):
             ids, cut = _tokenize(tokenizer, prompts, CLIP_TOKENS)
             output = model(ids.to(self.device), output_hidden_states=True)
-            states.append(output.hidden_states[-2].float())
-            pooled.append(output.text_embeds.float())
+            states.append(output.hidden_states[-2])
+            pooled.append(output.text_embeds)
             clip_cut = [max(pair) for pair in zip(clip_cut, cut, strict=True)]
         ids, t5_cut = _tokenize(self._tokenizers[2], prompts, T5_TOKENS)
-        t5 = self._t5(ids.to(self.device)).last_hidden_state.float()
+        t5 = self._t5(ids.to(self.device)).last_hidden_state
         clip = torch.cat(states, dim=-1)
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-        return TextEmbedding(torch.cat([clip, t5], dim=1), torch.cat(pooled, dim=-1), tuple(t5_cut), tuple(clip_cut))
+        tokens = torch.cat([clip, t5], dim=1)
+        return TextEmbedding(tokens, torch.cat(pooled, dim=-1).to(tokens.dtype), tuple(t5_cut), tuple(clip_cut))
 
 
 def _tokenize(tokenizer: Any, prompts: list[str], length: int) -> tuple[Tensor, list[int]]:

@@ -28,6 +28,14 @@ S3_SETTINGS = {
 MEDIA = Path(__file__).resolve().parents[2] / "shared" / "media"
 
 
+@pytest.fixture(autouse=True)
+def ordinary_scheduling() -> Iterator[None]:
+    """No test leaves this process with real-time priority: the tests beside it would starve."""
+    yield
+    if hasattr(os, "sched_getscheduler"):  # Linux
+        assert os.sched_getscheduler(0) in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE)
+
+
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[str]:
     """The address of a Prefect server of its own for this test session."""

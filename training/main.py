@@ -28,8 +28,7 @@ from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.parallel import Parallel, start, stop
 from training.distributed.weights import starting_model
-from training.encode.buffer import BufferedFeed
-from training.encode.encoder import EncodeHere, Encoder, Feed, load_encoder
+from training.encode.encoding import open_encoding
 from training.garbage import collected_by_count
 from training.loader import Loader
 from training.loop import TrainingDiverged, train
@@ -83,6 +82,7 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         )
         state = State(model, Ema(model, recipe.ema_decay), optimizer)
         checkpoints = Checkpoints(run.folder / "checkpoints", parallel, run.record.keep_last, run.record.keep_best)
+        encoding = open_encoding(run, parallel, manifest.fingerprint)
         facts = facts_of(run, manifest.fingerprint)
         newest = checkpoints.last()
         done = checkpoints.load(newest[1], state, facts) if newest else 0
@@ -92,8 +92,7 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         log = MetricsLog(run.folder, done) if parallel.rank == 0 else None
         metrics = Metrics(parallel, model.config, list(manifest.rows), machine.peak_tflops)
         lineage = Lineage(run.folder, parallel.data_rank if parallel.leader else None, recipe.fps)
-        encoder = _encoder(run, parallel)
-        sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoder)
+        sampler = Sampler(manifest, recipe, run.record, run.folder, run.checkpoint, parallel, encoding.embed)
         observer = Observer(
             run,
             metrics,
@@ -102,8 +101,7 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
             save=lambda step, loss: checkpoints.save(step, state, loss, facts),
             sample=lambda step: sampler(state, step),
         )
-        feed = _feed(run, plan, parallel, encoder, done)
-        del encoder
+        feed = encoding.feed(run, plan, parallel, done)
         try:
             at_once = samples_at_once(run, memory_plan(run, manifest, model.config, parallel.layout))
             loader = Loader(plan, feed, parallel, at_once, range(done, recipe.steps))
@@ -123,23 +121,6 @@ def train_run(run: TrainingRun, stop_asked: Callable[[], bool]) -> int:
         return done
     finally:
         stop(parallel)
-
-
-def _encoder(run: TrainingRun, parallel: Parallel) -> Encoder | None:
-    """Of the ranks that encode their own batches; or, where servers do, of rank 0, for the prompts of the samples."""
-    if run.encode.servers:
-        return load_encoder(run.checkpoint, run.recipe, "cpu") if parallel.rank == 0 else None
-    return load_encoder(run.checkpoint, run.recipe, str(parallel.device)) if parallel.leader else None
-
-
-def _feed(run: TrainingRun, plan: BatchPlan, parallel: Parallel, encoder: Encoder | None, step: int) -> Feed | None:
-    if not parallel.leader:
-        return None
-    if not run.encode.servers:
-        assert encoder is not None
-        return EncodeHere(plan, encoder, parallel.data_rank, parallel.layout.data_ranks)
-    ranks = parallel.layout.data_ranks
-    return BufferedFeed(run.manifests, plan.job, run.encode, data_rank=parallel.data_rank, data_ranks=ranks, first=step)
 
 
 def _finish(run: TrainingRun, state: State, sampler: Sampler, parallel: Parallel) -> None:

@@ -1,5 +1,6 @@
 """Pictures of standard range as PQ and HLG, by the formulas of ITU-R BT.2100, and small files of them."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def write_high_range(path: Path, rgb: np.ndarray, transfer: int, codec: str = "l
     )
     frame.colorspace, frame.color_range = 9, ColorRange.MPEG
     frame.color_primaries, frame.color_trc = ColorPrimaries.BT2020, transfer
+    scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
     options = {"crf": "8", "x265-params": "bframes=0:pools=1:log-level=error"}
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, 24, options=options)
@@ -56,3 +58,5 @@ def write_high_range(path: Path, rgb: np.ndarray, transfer: int, codec: str = "l
             frame.pts, frame.time_base = number, Fraction(1, 24)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
+    # SVT-AV1 gives the thread that calls it real-time priority where it may (root), and all its later children too.
+    os.sched_setscheduler(0, *scheduling)

@@ -21,7 +21,6 @@ import tempfile
 import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -34,8 +33,10 @@ from training.data.clips import ClipError
 from training.data.manifest import ManifestError, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode import wire
-from training.encode.client import EncodeClient, NoServer, WrongToken
+from training.encode.batch_file import file_bytes, read_file, write_file
+from training.encode.client import EncodeClient
 from training.encode.encoder import Encoded
+from training.encode.servers import NoServer, WrongToken, servers_of
 from training.run import EncodeConfig
 
 MEMORY = Path("/dev/shm")  # where Linux has a file system in memory
@@ -56,35 +57,36 @@ class BufferDied(RuntimeError):
     """The buffer process ended without a word: killed, perhaps for want of memory."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """The batches of one data rank, and who encodes them.
+
+    Attributes:
+        manifests: as the job's, opened again by the buffer process.
+        encoder: fingerprint of the weights that all servers must have.
+    """
+
+    manifests: tuple[str, ...]
+    job: Job
+    encode: EncodeConfig
+    encoder: str
+    data_rank: int = 0
+    data_ranks: int = 1
+
+
 class BufferedFeed:
     """The feed of a run with encode servers: batches of one data rank, fetched ahead by a process of their own.
 
     Args:
-        manifests: as the job's, opened again by the buffer process.
         first: step that is asked for first; another one is fetched anew.
-        encoder: fingerprint of the weights that the servers must have; None takes that of the first answer.
-
-    Attributes:
-        encoder: that fingerprint, None before the first batch. Ranks of a run should compare theirs.
 
     Raises:
         OSError: where the buffer is to be there is less room than its bound.
     """
 
-    def __init__(
-        self,
-        manifests: Sequence[str],
-        job: Job,
-        encode: EncodeConfig,
-        *,
-        data_rank: int = 0,
-        data_ranks: int = 1,
-        first: int = 0,
-        encoder: str | None = None,
-    ) -> None:
-        self.encoder = encoder
-        self._what = _What(tuple(manifests), job, encode, data_rank, data_ranks)
-        self._process: _Process | None = _Process(self._what, first, encoder)
+    def __init__(self, share: Share, first: int = 0) -> None:
+        self._share = share
+        self._process: _Process | None = _Process(share, first)
         self._next = first
         self._in_use: int | None = None
         atexit.register(self.close)  # before multiprocessing's own, which would wait for a process that waits for us
@@ -102,19 +104,18 @@ class BufferedFeed:
         if self._process is not None and step != self._next:
             self.close()
         if self._process is None:
-            self._process = _Process(self._what, step, self.encoder)
+            self._process = _Process(self._share, step)
             atexit.register(self.close)
         elif self._in_use is not None:
             self._process.free(self._in_use)
         self._in_use = None
         try:
             self._process.wait_for(step)
-            stamp, batch = wire.read_file(self._process.folder / file_name(step))
+            _, batch = read_file(self._process.folder / file_name(step))
         except BaseException:
             self.close()
             raise
         (self._process.folder / file_name(step)).unlink()
-        self.encoder = stamp.encoder
         self._in_use, self._next = step, step + 1
         return batch
 
@@ -126,27 +127,16 @@ class BufferedFeed:
         atexit.unregister(self.close)
 
 
-@dataclass(frozen=True)
-class _What:
-    """Whose batches."""
-
-    manifests: tuple[str, ...]
-    job: Job
-    encode: EncodeConfig
-    data_rank: int
-    data_ranks: int
-
-
 class _Process:
     """A buffer process and its folder, as its trainer sees them. Messages are JSON."""
 
-    def __init__(self, what: _What, first: int, encoder: str | None) -> None:
-        self._what = what
-        self.folder, self._lock = new_folder(what.encode)
+    def __init__(self, share: Share, first: int) -> None:
+        self._share = share
+        self.folder, self._lock = new_folder(share.encode)
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
-        arguments = what, first, encoder, self.folder, os.getpid(), theirs
-        self._process = spawn.Process(target=_run, args=arguments, name=f"buffer of {what.data_rank}", daemon=True)
+        arguments = share, first, self.folder, os.getpid(), theirs
+        self._process = spawn.Process(target=_run, args=arguments, name=f"buffer of {share.data_rank}", daemon=True)
         try:
             self._process.start()
         except BaseException:
@@ -162,13 +152,13 @@ class _Process:
         except (EOFError, OSError):
             self._process.join(LEAVES_S)
             raise BufferDied(
-                f"the buffer process of data rank {self._what.data_rank} ended before step {step} with status "
+                f"the buffer process of data rank {self._share.data_rank} ended before step {step} with status "
                 f"{self._process.exitcode}; if it was killed (-9), perhaps for want of memory"
             ) from None
         if "failed" in message:
             kind, words = message["failed"], message["words"]
             error = _KINDS[kind](words) if kind in _KINDS else RuntimeError(f"{kind}: {words}")
-            error.add_note(f"in the buffer process of data rank {self._what.data_rank}:\n{message['traceback']}")
+            error.add_note(f"in the buffer process of data rank {self._share.data_rank}:\n{message['traceback']}")
             raise error
         assert message == {"ready": step}, message
 
@@ -258,17 +248,17 @@ class _Room:
             self._changed.notify()
 
 
-def _run(what: _What, first: int, encoder: str | None, folder: Path, parent: int, pipe: Connection) -> None:
+def _run(share: Share, first: int, folder: Path, parent: int, pipe: Connection) -> None:
     """The buffer process: fetches from step ``first`` to the last, and stays until its trainer ends it or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also sent to whole groups: the trainer says when it is over
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    room, writing = _Room(bound(what.encode)), threading.Lock()
+    room, writing = _Room(bound(share.encode)), threading.Lock()
     watch = threading.Thread(target=_watch, args=(pipe, parent, folder, room, writing))
     watch.start()
     try:
         hold(folder)
-        _fetch_ahead(what, first, encoder, folder, room, writing, pipe)
+        _fetch_ahead(share, first, folder, room, writing, pipe)
     except Exception as problem:
         failed = {"failed": type(problem).__name__, "words": str(problem), "traceback": traceback.format_exc()}
         with contextlib.suppress(OSError):
@@ -288,26 +278,23 @@ def _watch(pipe: Connection, parent: int, folder: Path, room: _Room, writing: th
 
 
 def _fetch_ahead(
-    what: _What, first: int, encoder: str | None, folder: Path, room: _Room, writing: threading.Lock, pipe: Connection
+    share: Share, first: int, folder: Path, room: _Room, writing: threading.Lock, pipe: Connection
 ) -> None:
-    plan = BatchPlan(open_manifest(what.manifests), what.job)
-    encode = what.encode
-    token = wire.read_token(encode.token_file) if encode.token_file else None
-    client = EncodeClient(encode.servers, token, plan, encoder=encoder, patience_s=encode.patience_s)
+    plan, encode = BatchPlan(open_manifest(share.manifests), share.job), share.encode
+    client = EncodeClient(servers_of(encode), plan, share.encoder, patience_s=encode.patience_s)
     fetching: deque[Future[list[Encoded]]] = deque()
     upcoming = iter(range(first, plan.steps))
     threads = ThreadPoolExecutor(AT_ONCE)  # never waited for: this process ends whatever they do
     for step in range(first, plan.steps):
         for later in islice(upcoming, AT_ONCE - len(fetching)):
-            fetching.append(threads.submit(client.fetch, later, what.data_rank, what.data_ranks))
+            fetching.append(threads.submit(client.fetch, later, share.data_rank, share.data_ranks))
         batch = fetching.popleft().result()
-        assert client.encoder is not None
-        stamp = wire.Stamp(client.encoder, wire.fingerprint(what.job), step, what.data_rank, what.data_ranks)
+        stamp = wire.Stamp(share.encoder, wire.fingerprint(share.job), step, share.data_rank, share.data_ranks)
         records = [wire.to_record(encoded, stamp) for encoded in batch]
-        room.take(step, wire.file_bytes(records))
+        room.take(step, file_bytes(records))
         with writing:
-            wire.write_file(folder / file_name(step), records)
+            write_file(folder / file_name(step), records)
         pipe.send_bytes(json.dumps({"ready": step}).encode())
     raise IndexError(
-        f"recipe {what.job.recipe.name} has {plan.steps} steps from 0, and a batch after them was asked for"
+        f"recipe {share.job.recipe.name} has {plan.steps} steps from 0, and a batch after them was asked for"
     )

@@ -6,17 +6,13 @@ spreads the load. A server that fails is left alone for a while that doubles wit
 servers may die, come back, or be added to a file of addresses in the middle of a run.
 """
 
-import json
 import logging
-import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -27,21 +23,13 @@ from models.codec import LATENT_CHANNELS
 from training.data.plan import BatchPlan, Sample
 from training.encode import wire
 from training.encode.encoder import Encoded
+from training.encode.servers import NoServer, Servers, WrongToken, in_order, told
 
-SCHEMES = ("grpc", "grpc+tcp", "grpc+tls")
 ASIDE_S, LONGEST_ASIDE_S = 0.5, 30.0  # seconds that a server is left alone after its first failure, and at most
 LEAST_S = 10.0  # seconds that a server may be silent when patience is at its end
 REFUSALS = 3  # rounds in which every server refuses before no patience helps
 
 _log = logging.getLogger(__name__)
-
-
-class NoServer(RuntimeError):
-    """No server could answer; the message says for each what was last wrong."""
-
-
-class WrongToken(PermissionError):
-    """The servers do not take this client's token, or want one and it has none."""
 
 
 class Unanswered(RuntimeError):
@@ -66,43 +54,18 @@ class EncodeClient:
     """Fetches the batches of one plan.
 
     Args:
-        servers: addresses, ``grpc://host:port`` or ``grpc+tls://host:port``; or ``file:///path`` of a file with one
-            address a line, which is read again at every batch.
-        token: what the servers want to be shown; sent to every address in the list.
-        expect: the plan that says what is in every batch.
-        encoder: fingerprint of the weights that all must encode with; None takes that of the first answer.
+        plan: says what is in every batch.
+        encoder: fingerprint of the weights that all servers must encode with.
         patience_s: how long a batch is tried for.
         slow_s: how long a server may be silent before or between samples.
-        authorities: PEM certificates that vouch for servers with TLS; by default the system's.
-
-    Attributes:
-        encoder: that fingerprint, None before the first answer. Ranks of a run should compare theirs.
-
-    Raises:
-        ValueError: an address is none.
     """
 
     def __init__(
-        self,
-        servers: Sequence[str],
-        token: str | None,
-        expect: BatchPlan,
-        *,
-        encoder: str | None = None,
-        patience_s: float = 600.0,
-        slow_s: float = 120.0,
-        authorities: bytes | None = None,
+        self, servers: Servers, plan: BatchPlan, encoder: str, *, patience_s: float = 600.0, slow_s: float = 120.0
     ) -> None:
-        if not servers:
-            raise ValueError("there is no encode server to ask")
-        for server in servers:
-            if urlsplit(server).scheme != "file":
-                check_address(server)
-        self.encoder = encoder
-        self._servers, self._plan, self._job = tuple(servers), expect, wire.fingerprint(expect.job)
-        self._patience_s, self._slow_s, self._authorities = patience_s, slow_s, authorities
-        self._options = call_options(token, patience_s + slow_s)
-        self._listed: dict[str, list[str]] = {}  # of every file, the addresses when it was last read
+        self._servers, self._plan, self._encoder = servers, plan, encoder
+        self._job = wire.fingerprint(plan.job)
+        self._patience_s, self._slow_s = patience_s, slow_s
         self._aside: dict[str, _Aside] = {}
         self._text: list[tuple[torch.dtype, list[int]]] | None = None  # of tokens and pooled, the same for all samples
         self._let_in = False
@@ -110,6 +73,9 @@ class EncodeClient:
 
     def fetch(self, step: int, data_rank: int = 0, data_ranks: int = 1) -> list[Encoded]:
         """The samples of a data rank in a step, in the plan's order, all checked.
+
+        An answer in which clips are replaced, as one server could not read them, is asked for of another server too:
+        of each sample the one with fewer bad clips is taken, so a server that lacks a disk does not decide.
 
         Raises:
             NoServer: none could answer for ``patience_s``, or all refuse to.
@@ -120,7 +86,8 @@ class EncodeClient:
         ticket = wire.Ticket(job=self._plan.job, step=step, data_rank=data_rank, data_ranks=data_ranks)
         end = time.monotonic() + self._patience_s
         while True:
-            servers = in_order(self._addresses(), step, data_rank)
+            servers = in_order(self._servers.addresses(), step, data_rank)
+            best: list[Encoded] | None = None
             for server in servers:
                 if server in self._aside and time.monotonic() < self._aside[server].until:
                     continue
@@ -128,34 +95,40 @@ class EncodeClient:
                     answer = self._ask(server, ticket, samples, end)
                 except Unanswered as problem:
                     self._set_aside(server, problem)
-                else:
-                    self._aside.pop(server, None)
-                    return answer
+                    continue
+                self._aside.pop(server, None)
+                agreed = best is not None and [len(each.bad) for each in best] == [len(each.bad) for each in answer]
+                best = [min(pair, key=lambda each: len(each.bad)) for pair in zip(best or answer, answer, strict=True)]
+                if agreed or not any(each.bad for each in best):
+                    break
+            if best is not None:
+                return best
             hopeless = all(server in self._aside and self._aside[server].refusals >= REFUSALS for server in servers)
             if time.monotonic() >= end or (servers and hopeless):
-                raise NoServer(self._obituary(step, servers, hopeless))
+                raise NoServer(self._words_of_no_server(step, servers, hopeless))
             wakes = [self._aside[server].until for server in servers if server in self._aside]
             time.sleep(max(0.0, min([*wakes, time.monotonic() + 1.0, end]) - time.monotonic()))
 
     def _ask(self, server: str, ticket: wire.Ticket, samples: Sequence[Sample], end: float) -> list[Encoded]:
         """The whole answer of one server. Unanswered says why there is none; WrongToken as ``fetch`` does."""
-        call = _Call(server, ticket.write(), self._options, self._authorities)
+        call = _Call(self._servers, server, ticket.write(), self._patience_s + self._slow_s)
         stamp: wire.Stamp | None = None
         answer: list[Encoded] = []
         try:
             while (arrived := call.next(min(self._slow_s, max(LEAST_S, end - time.monotonic())))) is not None:
                 self._let_in = True
                 if isinstance(arrived, pa.Schema):
-                    stamp = self._checked_stamp(wire.read_stamp(arrived), ticket)
+                    stamp = wire.read_stamp(arrived)
+                    self._check_stamp(stamp, ticket)
                     continue
                 if len(answer) == len(samples):
                     raise wire.WireError(f"more than the {len(samples)} samples of the batch")
                 encoded = wire.from_record(arrived)
-                check(encoded, samples[len(answer)])
+                check(encoded, self._replaced(samples[len(answer)], encoded))
                 answer.append(encoded)
             if stamp is None or len(answer) < len(samples):
                 raise wire.WireError(f"only {len(answer)} of {len(samples)} samples")
-            self._agree(stamp, answer)
+            self._check_text(answer)
         except wire.WireError as problem:
             raise Unanswered(f"sent what it should not: {problem}") from problem
         except flight.FlightUnauthenticatedError as problem:
@@ -173,21 +146,37 @@ class EncodeClient:
             call.cancel()
         return answer
 
-    def _checked_stamp(self, stamp: wire.Stamp, ticket: wire.Ticket) -> wire.Stamp:
-        if self.encoder is not None and stamp.encoder != self.encoder:
-            raise wire.WireError(f"it encodes with other weights, {stamp.encoder} and not {self.encoder} as this run")
+    def _check_stamp(self, stamp: wire.Stamp, ticket: wire.Ticket) -> None:
+        if stamp.encoder != self._encoder:
+            raise wire.WireError(f"it encodes with other weights, {stamp.encoder} and not {self._encoder} as this run")
         wanted = wire.Stamp(stamp.encoder, self._job, ticket.step, ticket.data_rank, ticket.data_ranks)
         if stamp != wanted:
             raise wire.WireError(f"an answer to another question, {stamp}, not {wanted}")
-        return stamp
 
-    def _agree(self, stamp: wire.Stamp, answer: Sequence[Encoded]) -> None:
-        """One encoder and one form of text in all answers; the first answer decides."""
+    def _replaced(self, sample: Sample, encoded: Encoded) -> Sample:
+        """What the plan puts in the place of a sample after the bad clips that the answer names."""
+        for attempt, bad in enumerate(encoded.bad, start=1):
+            tried = self._replacement(sample, attempt - 1)
+            if (bad.clip_id, bad.source_uri) != (tried.clip.clip_id, tried.clip.source_uri):
+                raise wire.WireError(
+                    f"clip {bad.clip_id} of {bad.source_uri} is said to be bad where {tried.clip.clip_id} of "
+                    f"{tried.clip.source_uri} was to be read"
+                )
+        return self._replacement(sample, len(encoded.bad))
+
+    def _replacement(self, sample: Sample, attempt: int) -> Sample:
+        if not attempt:
+            return sample
+        try:
+            with self._lock:
+                return self._plan.replacement(sample, attempt)
+        except IndexError:
+            raise wire.WireError(f"{attempt} bad clips at place {sample.index}, and their bucket has no more") from None
+
+    def _check_text(self, answer: Sequence[Encoded]) -> None:
+        """One form of text in all answers; the first answer decides."""
         with self._lock:
-            self.encoder = self.encoder or stamp.encoder
             self._text = self._text or text_of(answer[0])
-        if stamp.encoder != self.encoder:
-            raise wire.WireError(f"it encodes with other weights, {stamp.encoder} and not {self.encoder} as this run")
         for encoded in answer:
             if text_of(encoded) != self._text:
                 raise wire.WireError(f"text of clip {encoded.clip_id} is {text_of(encoded)}, and was {self._text}")
@@ -200,38 +189,21 @@ class EncodeClient:
             self._aside[server] = _Aside(before.failures + 1, refusals, time.monotonic() + pause, str(problem))
         _log.warning("encode server %s is left alone for %g s: %s", server, pause, problem)
 
-    def _addresses(self) -> list[str]:
-        """Of all servers now, each once."""
-        found: list[str] = []
-        for server in self._servers:
-            parts = urlsplit(server)
-            if parts.scheme != "file":
-                found.append(server)
-                continue
-            try:
-                with open(url2pathname(parts.path)) as file:
-                    lines = [line.partition("#")[0].strip() for line in file]
-                self._listed[server] = [line for line in lines if line]
-            except (OSError, UnicodeDecodeError) as problem:
-                _log.warning("list of encode servers %s cannot be read: %s", server, problem)
-            found += self._listed.get(server, [])
-        return list(dict.fromkeys(found))
-
-    def _obituary(self, step: int, servers: Sequence[str], hopeless: bool) -> str:
+    def _words_of_no_server(self, step: int, servers: Sequence[str], hopeless: bool) -> str:
         each = [f"{server}: {self._aside[server].words}" for server in servers if server in self._aside]
         why = "all refuse" if hopeless else f"in {self._patience_s:g} s"
-        said = "; ".join(each) or f"no address is in {', '.join(self._servers)}"
+        said = "; ".join(each) or f"no address is in {', '.join(self._servers.listed)}"
         return f"no encode server could answer for step {step} ({why}): {said}"
 
 
 class _Call:
     """One request, read by a thread of its own, as neither connecting nor reading can be given a time in Flight."""
 
-    def __init__(self, server: str, ticket: bytes, options: Any, authorities: bytes | None) -> None:
+    def __init__(self, servers: Servers, address: str, ticket: bytes, seconds: float) -> None:
         self._arrived: SimpleQueue[Any] = SimpleQueue()
         self._cancelled = threading.Event()
         self._reader: Any = None
-        arguments = server, flight.Ticket(ticket), options, authorities
+        arguments = servers, address, flight.Ticket(ticket), seconds
         threading.Thread(target=self._read, args=arguments, daemon=True).start()
 
     def next(self, seconds: float) -> pa.Schema | pa.RecordBatch | None:
@@ -247,11 +219,10 @@ class _Call:
         if self._reader is not None:
             self._reader.cancel()
 
-    def _read(self, server: str, ticket: Any, options: Any, authorities: bytes | None) -> None:
+    def _read(self, servers: Servers, address: str, ticket: Any, seconds: float) -> None:
         try:
-            check_address(server)
-            with flight.connect(server, tls_root_certs=authorities) as client:
-                self._reader = client.do_get(ticket, options)
+            with servers.connect(address) as client:
+                self._reader = client.do_get(ticket, servers.options(seconds))
                 self._arrived.put(self._reader.schema)
                 for chunk in self._reader:
                     if self._cancelled.is_set():
@@ -260,35 +231,6 @@ class _Call:
             self._arrived.put(None)
         except Exception as problem:
             self._arrived.put(problem)
-
-
-def call_options(token: str | None, seconds: float) -> flight.FlightCallOptions:
-    """Options of a call that shows the token and ends after so many seconds, whatever its server does."""
-    return flight.FlightCallOptions(seconds, headers=[(b"authorization", f"Bearer {token}".encode())] if token else [])
-
-
-def check_address(server: str) -> None:
-    """ValueError unless it is the address of a server."""
-    parts = urlsplit(server)
-    try:
-        whole = parts.scheme in SCHEMES and parts.hostname and parts.port
-    except ValueError:  # a port that is no number
-        whole = False
-    if not whole:
-        raise ValueError(
-            f"{server!r} is no address of an encode server; it is grpc://host:port or grpc+tls://host:port"
-        )
-
-
-def in_order(servers: Sequence[str], step: int, data_rank: int) -> list[str]:
-    """The servers in the order in which they are asked: ranks take turns with the first, and what a dead server leaves
-    undone goes to all others alike."""
-    if not servers:
-        return []
-    first = servers[(step + data_rank) % len(servers)]
-    others = [server for server in servers if server != first]
-    random.Random(f"{step} {data_rank}").shuffle(others)
-    return [first, *others]
 
 
 def check(encoded: Encoded, sample: Sample) -> None:
@@ -306,28 +248,6 @@ def check(encoded: Encoded, sample: Sample) -> None:
     for name in wire.TENSORS:
         if not _finite(getattr(encoded, name)):
             raise wire.WireError(f"{name} of clip {encoded.clip_id} are not finite")
-
-
-def server_status(
-    server: str, token: str | None = None, *, authorities: bytes | None = None, seconds: float = 10.0
-) -> dict[str, Any]:
-    """What a server says of itself: format, encoder, codec, text, fps, manifests, and counts of its work.
-
-    ValueError: it is no address; pyarrow.flight.FlightError: it cannot be reached, or does not take the token.
-    """
-    check_address(server)
-    with flight.connect(server, tls_root_certs=authorities) as client:
-        results: Iterable[Any] = client.do_action(flight.Action("status", b""), call_options(token, seconds))
-        status: dict[str, Any] = json.loads(b"".join(result.body.to_pybytes() for result in results))
-    return status
-
-
-def told(problem: BaseException) -> str:
-    """The words of an error of Flight, without what gRPC says around them."""
-    words = str(problem).removeprefix("Flight returned unavailable error, with message: ")
-    for end in (". gRPC client debug context", ". Detail:", ". Client context"):
-        words = words.partition(end)[0]
-    return " ".join(words.split()) or type(problem).__name__
 
 
 def _finite(tensor: Tensor) -> bool:

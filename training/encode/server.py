@@ -13,29 +13,41 @@ trusted take a certificate too, or the token can be read on its way.
 
 import argparse
 import hmac
-import ipaddress
 import json
 import logging
 import signal
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
+from pydantic import ValidationError
 
 from training.data.clips import ClipError
 from training.data.manifest import Manifest, ManifestError, open_manifest
 from training.data.plan import BatchPlan, Job, Sample
 from training.encode import wire
 from training.encode.encoder import Encoder, load_encoder
+from training.encode.prompts import Prompt
+from training.encode.reading import Read
+from training.encode.servers import is_loopback, read_token
+from training.encode.status import MATTERS
 from training.recipe import Recipe, RecipeError, load_recipe
 
 PLANS_KEPT = 4  # jobs that are answered without working their plan out again
 WORDS = 2000  # characters of an error: they travel in headers, which have 8 KB
+READERS = 4
+AHEAD = 2  # clips of a request that are read before they are encoded, as reading takes longer than the device
+ACTIONS = {
+    "status": "What this server encodes, and how busy it is, as JSON",
+    "embed": 'The embedding of a prompt, {"prompt": "..."}, as an Arrow stream of one record',
+}
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +60,7 @@ class EncodeServer(flight.FlightServerBase):
         port: 0 takes a free one.
         token: what clients must show, as ``authorization: Bearer ...``.
         certificate: a TLS certificate and its key, PEM.
-        workers: samples that are encoded at the same time; one where the encoder has a device to itself.
+        readers: clips that are read at the same time, for all requests. The device encodes one after the other.
 
     Raises:
         ValueError: ``host`` is not this machine's loopback, and there is no token.
@@ -65,7 +77,7 @@ class EncodeServer(flight.FlightServerBase):
         port: int = 0,
         token: str | None = None,
         certificate: tuple[bytes, bytes] | None = None,
-        workers: int = 1,
+        readers: int = READERS,
     ) -> None:
         if token is None and not is_loopback(host):
             raise ValueError(f"{host} can be reached from other machines: that needs a token, from --token-file")
@@ -73,9 +85,9 @@ class EncodeServer(flight.FlightServerBase):
         self._manifests = {manifest.fingerprint: manifest for manifest in manifests}
         self._plans: OrderedDict[str, BatchPlan] = OrderedDict()
         self._planning = threading.Lock()
-        self._device = threading.Semaphore(workers)
+        self._readers = ThreadPoolExecutor(readers, "reader")
         self._counting = threading.Lock()
-        self._counts = {"requests": 0, "working": 0, "samples": 0, "refused": 0}
+        self._counts = {"requests": 0, "working": 0, "samples": 0, "bad_clips": 0, "refused": 0}
         self._ending = threading.Event()
         self.scheme = "grpc+tls" if certificate else "grpc"
         super().__init__(
@@ -89,7 +101,7 @@ class EncodeServer(flight.FlightServerBase):
         """The ticket's samples, each sent when it is encoded."""
         try:
             asked = wire.read_ticket(ticket.ticket)
-            samples = self._samples(asked)
+            plan, samples = self._samples(asked)
         except (wire.WireError, ManifestError, ValueError, IndexError) as problem:
             self._count("refused")
             raise _refusal(str(problem)) from problem
@@ -97,7 +109,7 @@ class EncodeServer(flight.FlightServerBase):
             self._encoder.fingerprint, wire.fingerprint(asked.job), asked.step, asked.data_rank, asked.data_ranks
         )
         self._count("requests")
-        return flight.GeneratorStream(stamp.schema(), self._records(samples, stamp))
+        return flight.GeneratorStream(stamp.schema(), self._records(plan, samples, stamp))
 
     def status(self) -> dict[str, Any]:
         """What this server encodes, and how busy it is."""
@@ -114,22 +126,35 @@ class EncodeServer(flight.FlightServerBase):
         }
 
     def list_actions(self, context: Any) -> list[tuple[str, str]]:
-        return [("status", "What this server encodes, and how busy it is, as JSON")]
+        return list(ACTIONS.items())
 
     def do_action(self, context: Any, action: flight.Action) -> list[flight.Result]:
-        if action.type != "status":
-            raise _refusal(f"there is no action {action.type!r}, only status")
-        return [flight.Result(pa.py_buffer(json.dumps(self.status()).encode()))]
+        if action.type == "status":
+            return [flight.Result(pa.py_buffer(json.dumps(self.status()).encode()))]
+        if action.type == "embed":
+            return [flight.Result(self._embedded(action.body.to_pybytes()))]
+        raise _refusal(f"there is no action {action.type!r}, only {' and '.join(ACTIONS)}")
+
+    def _embedded(self, asked: bytes) -> pa.Buffer:
+        try:
+            if len(asked) > wire.TICKET_BYTES:
+                raise wire.WireError(f"a prompt of {len(asked)} bytes, and the most is {wire.TICKET_BYTES}")
+            prompt = Prompt.model_validate_json(asked).prompt
+        except (wire.WireError, ValidationError) as problem:
+            self._count("refused")
+            raise _refusal(f"this is no prompt: {problem}") from problem
+        return wire.text_to_stream(self._encoder.text_of(prompt), self._encoder.fingerprint)
 
     def end(self) -> None:
         """Stop after the samples that are being encoded; requests that have more to come are told to go elsewhere."""
         self._ending.set()
         self.shutdown()
+        self._readers.shutdown(cancel_futures=True)
 
-    def _samples(self, asked: wire.Ticket) -> list[Sample]:
-        """ValueError, ManifestError or IndexError say why there are none."""
+    def _samples(self, asked: wire.Ticket) -> tuple[BatchPlan, list[Sample]]:
+        """The ticket's plan and samples. ValueError, ManifestError or IndexError say why there are none."""
         recipe = asked.job.recipe
-        for field in ("codec", "text", "fps"):
+        for field in MATTERS:
             wanted, here = getattr(recipe, field), getattr(self._recipe, field)
             if wanted != here:
                 raise ValueError(f"recipe {recipe.name} wants {field} {wanted!r}, and this server has {here!r}")
@@ -139,7 +164,7 @@ class EncodeServer(flight.FlightServerBase):
             plan = self._plan(asked.job)
             if asked.step >= plan.steps:
                 raise IndexError(f"recipe {recipe.name} has {plan.steps} steps from 0, and none is {asked.step}")
-            return plan.samples(asked.step, asked.data_rank, asked.data_ranks)
+            return plan, plan.samples(asked.step, asked.data_rank, asked.data_ranks)
 
     def _plan(self, job: Job) -> BatchPlan:
         key = wire.fingerprint(job)
@@ -153,16 +178,21 @@ class EncodeServer(flight.FlightServerBase):
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def _records(self, samples: Sequence[Sample], stamp: wire.Stamp) -> Iterator[pa.RecordBatch]:
-        """The device is held while a sample is encoded, not while it is sent: a slow reader holds up nobody else."""
+    def _records(self, plan: BatchPlan, samples: Sequence[Sample], stamp: wire.Stamp) -> Iterator[pa.RecordBatch]:
+        """Clips are read ahead while the device has others, and a slow receiver holds up nobody else."""
         self._count("working")
+        reading: deque[Future[Read]] = deque()
+        upcoming = iter(samples)
         try:
-            for sample in samples:
-                with self._device:
-                    if self._ending.is_set():
-                        raise flight.FlightUnavailableError("this server is being stopped")
-                    record = wire.to_record(self._encoder.encode(sample), stamp)
+            for _ in samples:
+                for later in islice(upcoming, AHEAD - len(reading)):
+                    reading.append(self._readers.submit(self._encoder.read, later, plan))
+                read = reading.popleft().result()
+                if self._ending.is_set():
+                    raise flight.FlightUnavailableError("this server is being stopped")
+                record = wire.to_record(self._encoder.encode(read), stamp)
                 self._count("samples")
+                self._count("bad_clips", len(read.bad))
                 yield record
         except ClipError as problem:
             _log.warning("%s", problem)
@@ -173,6 +203,8 @@ class EncodeServer(flight.FlightServerBase):
             _log.exception("step %d, data rank %d", stamp.step, stamp.data_rank)
             raise flight.FlightServerError(f"{type(problem).__name__}: {problem}"[:WORDS]) from problem
         finally:
+            for each in reading:
+                each.cancel()
             self._count("working", -1)
 
     def _count(self, what: str, by: int = 1) -> None:
@@ -194,14 +226,6 @@ class _TokenCheck(flight.ServerMiddlewareFactory):
             raise flight.FlightUnauthenticatedError("the token is wrong" if shown else "this server wants a token")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
@@ -221,12 +245,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-cert", type=Path, help="PEM file; needs --tls-key")
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or npu")
-    parser.add_argument("--workers", type=int, default=1, help="samples encoded at the same time")
+    parser.add_argument("--readers", type=int, default=READERS, help="clips read at the same time")
     options = parser.parse_args(arguments)
     if bool(options.tls_cert) != bool(options.tls_key):
         parser.error("--tls-cert and --tls-key go together")
-    if options.workers < 1:
-        parser.error("--workers is at least 1")
+    if options.readers < 1:
+        parser.error("--readers is at least 1")
     if options.token_file is None and not is_loopback(options.host):
         parser.error(f"{options.host} can be reached from other machines: that needs --token-file")
     return options
@@ -240,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        token = wire.read_token(options.token_file) if options.token_file else None
+        token = read_token(options.token_file) if options.token_file else None
         certificate = (options.tls_cert.read_bytes(), options.tls_key.read_bytes()) if options.tls_cert else None
         recipe = load_recipe(options.recipe)
         manifest = open_manifest(options.manifest)
@@ -253,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port=options.port,
             token=token,
             certificate=certificate,
-            workers=options.workers,
+            readers=options.readers,
         )
     except (RecipeError, ManifestError, OSError, ValueError, pa.ArrowException) as problem:
         print(f"encode server cannot start: {problem}", file=sys.stderr)

@@ -7,12 +7,9 @@ copies the bytes, except where they arrive at an address that their numbers cann
 
 import hashlib
 import math
-import mmap
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -22,24 +19,38 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from training.data.plan import Job
-from training.encode.encoder import Encoded
+from training.encode.encoder import Encoded, Text
+from training.encode.reading import BadClip
 
 if sys.byteorder != "little":
     raise ImportError("tensors travel in little-endian order, which is not this machine's")
 
-FORMAT = "1"
+FORMAT = "2"
 TENSORS = ("latents", "tokens", "pooled")
+TEXT = ("tokens", "pooled")
+COUNTS = ("cut_t5", "cut_clip")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TICKET_BYTES = 64 * 1024  # the most that a ticket may have: a recipe of many phases is 2 KB
 REFUSED = b"refused"  # beside a server's error: asked again, it would say the same
+_BAD_CLIP = pa.struct([pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "source_uri", "words")])
+
+
+def _fields_of(tensors: Iterable[str]) -> list[pa.Field]:
+    """The counts of cut tokens, and for each tensor its bytes, shape and dtype."""
+    kinds = (("", pa.large_binary()), ("_shape", pa.list_(pa.int64())), ("_dtype", pa.string()))
+    counts = [pa.field(name, pa.int32(), nullable=False) for name in COUNTS]
+    return counts + [pa.field(f"{name}{suffix}", kind, nullable=False) for name in tensors for suffix, kind in kinds]
+
+
 SCHEMA = pa.schema(
-    [pa.field("index", pa.int64(), nullable=False), pa.field("clip_id", pa.string(), nullable=False)]
-    + [
-        pa.field(f"{name}{suffix}", kind, nullable=False)
-        for name in TENSORS
-        for suffix, kind in (("", pa.large_binary()), ("_shape", pa.list_(pa.int64())), ("_dtype", pa.string()))
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("bad", pa.list_(pa.field("item", _BAD_CLIP, nullable=False)), nullable=False),
+        *_fields_of(TENSORS),
     ]
 )
+TEXT_SCHEMA = pa.schema(_fields_of(TEXT))  # what a server makes of a prompt
 
 
 class WireError(ValueError):
@@ -92,12 +103,7 @@ def read_ticket(written: bytes) -> Ticket:
 
 def read_stamp(schema: pa.Schema) -> Stamp:
     """Which answer a stream or a file is. WireError: it is another format, or the schema is not this format's."""
-    metadata = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in _metadata(schema)}
-    if metadata.get("format") != FORMAT:
-        found = f"format {metadata['format']!r}" if "format" in metadata else "no format"
-        raise WireError(f"its schema names {found}, and this program reads format {FORMAT!r}")
-    if not schema.equals(SCHEMA):
-        raise WireError(f"its columns are {_columns(schema)}, not {_columns(SCHEMA)}")
+    metadata = _read_metadata(schema, SCHEMA)
     try:
         counts = {key: int(metadata[key]) for key in ("step", "data_rank", "data_ranks")}
         return Stamp(metadata["encoder"], metadata["job"], **counts)
@@ -109,16 +115,12 @@ def read_stamp(schema: pa.Schema) -> Stamp:
 
 def to_record(encoded: Encoded, stamp: Stamp) -> pa.RecordBatch:
     """One sample as one record batch, which shares the memory of its tensors where they are contiguous on the CPU."""
-    columns: list[pa.Array] = [pa.array([encoded.index], pa.int64()), pa.array([encoded.clip_id], pa.string())]
-    for name in TENSORS:
-        tensor: Tensor = getattr(encoded, name)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in DTYPES or not tensor.numel():
-            raise WireError(f"{name} of clip {encoded.clip_id} are {_kind(tensor)}; what travels is {_some(DTYPES)}")
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        ends = pa.py_buffer(np.array([0, flat.nbytes]))
-        columns.append(pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(flat)]))
-        columns += [pa.array([list(tensor.shape)], pa.list_(pa.int64())), pa.array([dtype], pa.string())]
+    columns: list[pa.Array] = [
+        pa.array([encoded.index], pa.int64()),
+        pa.array([encoded.clip_id], pa.string()),
+        pa.array([[asdict(clip) for clip in encoded.bad]], SCHEMA.field("bad").type),
+    ]
+    columns += _to_columns(encoded, TENSORS, f"clip {encoded.clip_id}")
     return pa.RecordBatch.from_arrays(columns, schema=stamp.schema())
 
 
@@ -129,34 +131,102 @@ def from_record(record: pa.RecordBatch) -> Encoded:
     may be written to where the memory is nobody else's, which holds for what ``read_file`` maps and for what Flight
     received.
     """
-    if not record.schema.equals(SCHEMA):
-        raise WireError(f"its columns are {_columns(record.schema)}, not {_columns(SCHEMA)}")
+    _check_record(record, SCHEMA)
+    index, clip_id, bad = (record.column(name)[0].as_py() for name in ("index", "clip_id", "bad"))
+    whose = f"clip {clip_id}"
+    latents, tokens, pooled = (_tensor(record, name, whose) for name in TENSORS)
+    return Encoded(index, clip_id, latents, tokens, pooled, *_counts(record, whose), tuple(BadClip(**b) for b in bad))
+
+
+def text_to_stream(text: Text, encoder: str) -> pa.Buffer:
+    """A prompt's embedding as an Arrow stream of one record batch; ``encoder`` is the fingerprint of the weights."""
+    schema = TEXT_SCHEMA.with_metadata({"format": FORMAT, "encoder": encoder})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(_to_columns(text, TEXT, "a prompt"), schema=schema))
+    return sink.getvalue()
+
+
+def text_from_stream(stream: pa.Buffer) -> tuple[Text, str]:
+    """What ``text_to_stream`` was given. WireError: it is not whole, or of another format."""
+    try:
+        with pa.ipc.open_stream(stream) as reader:
+            metadata = _read_metadata(reader.schema, TEXT_SCHEMA)
+            records = list(reader)
+    except (pa.ArrowException, ValueError) as problem:
+        raise WireError(f"a prompt's embedding cannot be read: {problem}") from problem
+    if len(records) != 1 or "encoder" not in metadata:
+        raise WireError("a prompt's embedding is one record, whose schema names its encoder")
+    _check_record(records[0], TEXT_SCHEMA)
+    tokens, pooled = (_tensor(records[0], name, "a prompt") for name in TEXT)
+    return Text(tokens, pooled, *_counts(records[0], "a prompt")), metadata["encoder"]
+
+
+def _read_metadata(schema: pa.Schema, wanted: pa.Schema) -> dict[str, str]:
+    metadata = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in _metadata(schema)}
+    if metadata.get("format") != FORMAT:
+        found = f"format {metadata['format']!r}" if "format" in metadata else "no format"
+        raise WireError(f"its schema names {found}, and this program reads format {FORMAT!r}")
+    if not schema.equals(wanted):
+        raise WireError(f"its columns are {_columns(schema)}, not {_columns(wanted)}")
+    return metadata
+
+
+def _to_columns(source: Encoded | Text, tensors: Iterable[str], whose: str) -> list[pa.Array]:
+    columns: list[pa.Array] = [pa.array([getattr(source, name)], pa.int32()) for name in COUNTS]
+    for name in tensors:
+        tensor: Tensor = getattr(source, name)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES or not tensor.numel():
+            raise WireError(f"{name} of {whose} are {_kind(tensor)}; what travels is {_some(DTYPES)}")
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        ends = pa.py_buffer(np.array([0, flat.nbytes]))
+        columns.append(pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(flat)]))
+        columns += [pa.array([list(tensor.shape)], pa.list_(pa.int64())), pa.array([dtype], pa.string())]
+    return columns
+
+
+def _check_record(record: pa.RecordBatch, wanted: pa.Schema) -> None:
+    if not record.schema.equals(wanted):
+        raise WireError(f"its columns are {_columns(record.schema)}, not {_columns(wanted)}")
     if record.num_rows != 1:
         raise WireError(f"a record of {record.num_rows} samples, not of one")
     try:
         record.validate(full=True)
     except (pa.ArrowException, ValueError) as problem:
         raise WireError(f"a record that is damaged: {problem}") from problem
-    nulls = [name for name, column in zip(SCHEMA.names, record.columns, strict=True) if column.null_count]
+    nulls = [name for name, column in zip(wanted.names, record.columns, strict=True) if _has_null(column)]
     if nulls:
         raise WireError(f"a record without {_some(nulls)}")
-    index, clip_id = (record.column(name)[0].as_py() for name in ("index", "clip_id"))
-    latents, tokens, pooled = (_tensor(record, name, clip_id) for name in TENSORS)
-    return Encoded(index, clip_id, latents, tokens, pooled)
 
 
-def _tensor(record: pa.RecordBatch, name: str, clip_id: str) -> Tensor:
+def _has_null(column: pa.Array) -> bool:
+    if column.null_count:
+        return True
+    if pa.types.is_list(column.type):
+        return _has_null(column.flatten())
+    return pa.types.is_struct(column.type) and any(_has_null(part) for part in column.flatten())
+
+
+def _counts(record: pa.RecordBatch, whose: str) -> tuple[int, int]:
+    t5, clip = (record.column(name)[0].as_py() for name in COUNTS)
+    if min(t5, clip) < 0:
+        raise WireError(f"{min(t5, clip)} tokens of {whose} were cut off")
+    return t5, clip
+
+
+def _tensor(record: pa.RecordBatch, name: str, whose: str) -> Tensor:
     shape = record.column(f"{name}_shape")[0].as_py()
     dtype = DTYPES.get(record.column(f"{name}_dtype")[0].as_py())
     if dtype is None:
-        raise WireError(f"{name} of clip {clip_id} are {record.column(f'{name}_dtype')[0]}, not {_some(DTYPES)}")
+        raise WireError(f"{name} of {whose} are {record.column(f'{name}_dtype')[0]}, not {_some(DTYPES)}")
     if not shape or None in shape or min(shape) < 1:
-        raise WireError(f"{name} of clip {clip_id} have the shape {shape}")
+        raise WireError(f"{name} of {whose} have the shape {shape}")
     start, end = np.frombuffer(record.column(name).buffers()[1], np.int64)[record.column(name).offset :][:2].tolist()
     data = record.column(name).buffers()[2].slice(start, end - start)  # a scalar's buffer would be a copy
     if data.size != math.prod(shape) * dtype.itemsize:
         raise WireError(
-            f"{name} of clip {clip_id} are {data.size} bytes, and {shape} of {dtype} take "
+            f"{name} of {whose} are {data.size} bytes, and {shape} of {dtype} take "
             f"{math.prod(shape) * dtype.itemsize}: they were cut off, or are of another shape"
         )
     # By DLPack, as torch.frombuffer warns of every read-only buffer, and warnings can be silenced for all threads only.
@@ -164,51 +234,6 @@ def _tensor(record: pa.RecordBatch, name: str, clip_id: str) -> Tensor:
     if data.address % dtype.itemsize:
         flat = flat.clone()
     return flat.view(dtype).view(shape)
-
-
-def write_file(path: Path, records: Sequence[pa.RecordBatch]) -> None:
-    """Records as an Arrow file, whole or not at all.
-
-    Not as ``media.whole_file`` does it, which waits for the disk: a buffer is worth nothing after a crash.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, records[0].schema) as writer:
-        for record in records:
-            writer.write_batch(record)
-    os.replace(partial, path)
-
-
-def file_bytes(records: Sequence[pa.RecordBatch]) -> int:
-    """What ``write_file`` will write."""
-    counter = pa.MockOutputStream()
-    with pa.ipc.new_file(counter, records[0].schema) as writer:
-        for record in records:
-            writer.write_batch(record)
-    return int(counter.size())
-
-
-def read_file(path: Path) -> tuple[Stamp, list[Encoded]]:
-    """Map a file that ``write_file`` wrote. WireError: it is damaged; the message names it.
-
-    The tensors' memory is the file's until they are written to, and lasts as long as they do, even when the file is
-    deleted.
-    """
-    try:
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        reader = pa.ipc.open_file(pa.py_buffer(mapped))
-        records: Iterable[pa.RecordBatch] = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        return read_stamp(reader.schema), [from_record(record) for record in records]
-    except (pa.ArrowException, ValueError) as problem:
-        raise WireError(f"batch {path} cannot be read: {problem}") from problem
-
-
-def read_token(path: str | Path) -> str:
-    """The token in a file. ValueError: it is empty, or has characters that no header may."""
-    token = Path(path).read_text().strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise ValueError(f"token file {path} holds no token: one line of printable ASCII characters")
-    return token
 
 
 def _metadata(schema: pa.Schema) -> list[tuple[bytes, bytes]]:

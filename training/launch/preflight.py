@@ -6,7 +6,6 @@ Training itself makes the same checks again where it depends on them; here they 
 import uuid
 from pathlib import Path
 
-import pyarrow.flight as flight
 import torch
 from fsspec.core import url_to_fs
 
@@ -19,8 +18,7 @@ from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.weights import is_new, read_config_of
-from training.encode.client import server_status, told
-from training.encode.wire import read_token
+from training.encode.status import check_servers
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.memory.planner import table
 from training.run import TrainingRun, facts_of
@@ -44,7 +42,7 @@ def preflight(run: TrainingRun, processes: int) -> str:
         plan = BatchPlan(manifest, Job(recipe=run.recipe, seed=run.seed, manifest=manifest.fingerprint))
         plan.check_ranks(layout.data_ranks)
         if run.encode.servers:
-            check_servers(run, manifest)
+            check_servers(run, manifest.fingerprint)
         else:
             check_sources(manifest)
         check_output(run, config, manifest)
@@ -67,8 +65,8 @@ def check_start(run: TrainingRun) -> TransformerConfig:
             )
     else:
         root = Path(run.checkpoint)
-        if not run.encode.servers:
-            files_of(root, recipe.codec, recipe.text)  # says what is missing
+        text = "lite" if run.encode.servers else recipe.text  # servers embed prompts; samples are decoded here
+        files_of(root, recipe.codec, text)  # says what is missing
         folder = network_folder(root)
         with torch.device("meta"):
             wanted = ContentVTransformer(**vars(config)).state_dict()
@@ -97,30 +95,6 @@ def check_sources(manifest: Manifest) -> None:
             f"{len(missing)} of the {len(clips)} sources that were looked at are not there, first {missing[0]}; "
             "a manifest names its sources as curation saw them"
         )
-
-
-def check_servers(run: TrainingRun, manifest: Manifest) -> None:
-    """That an encode server answers, and that those which do encode this data as the recipe wants it."""
-    token = read_token(run.encode.token_file) if run.encode.token_file else None
-    silent: list[str] = []
-    encoders: dict[str, str] = {}  # fingerprint -> the first server that has it
-    servers = [server for server in run.encode.servers if not server.startswith("file:")]  # a list may grow later
-    for server in servers:
-        try:
-            status = server_status(server, token)
-        except flight.FlightError as problem:
-            silent.append(f"{server}: {told(problem)}")
-            continue
-        if manifest.fingerprint not in status["manifests"]:
-            raise ValueError(f"encode server {server} has other manifests than this run, {manifest.fingerprint}")
-        for name in ("codec", "text", "fps"):
-            if status[name] != getattr(run.recipe, name):
-                raise ValueError(f"encode server {server} has {name} {status[name]!r}, not the recipe's")
-        encoders.setdefault(status["encoder"], server)
-    if len(encoders) > 1:
-        raise ValueError(f"encode servers {' and '.join(encoders.values())} encode with other weights or other devices")
-    if servers and len(silent) == len(servers):
-        raise ValueError(f"no encode server answers: {'; '.join(silent)}")
 
 
 def check_output(run: TrainingRun, config: TransformerConfig, manifest: Manifest) -> None:

@@ -23,7 +23,7 @@ from training.checkpoint.checkpoints import State
 from training.data.buckets import Bucket, shape_of
 from training.data.manifest import Manifest
 from training.distributed.parallel import Parallel
-from training.encode.encoder import Encoder
+from training.encode.encoding import Embed
 from training.recipe import Recipe
 from training.run import RecordConfig
 
@@ -36,7 +36,7 @@ class Sampler:
     Args:
         folder: of the run; videos go to samples/step-.../ below it.
         source: checkpoint folder with the VAE, where the recipe has one.
-        encoder: on rank 0, to embed the prompts, once; None elsewhere.
+        embed: on rank 0, to embed the prompts, once; None elsewhere.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Sampler:
         folder: Path,
         source: str,
         parallel: Parallel,
-        encoder: Encoder | None,
+        embed: Embed | None,
     ) -> None:
         self._recipe, self._config, self._parallel = recipe, config, parallel
         self._folder, self._source = folder / "samples", source
@@ -55,7 +55,7 @@ class Sampler:
         self._shape = shape_of(bucket, recipe)
         captions = (getattr(manifest.clip(int(row)), recipe.caption) for row in manifest.rows[bucket])
         self.prompts = list(config.prompts or islice(dict.fromkeys(captions), config.sample_count))
-        self._text = _shared(self.prompts, encoder, self._folder / "prompts.safetensors", parallel)
+        self._text = _shared(self.prompts, embed, self._folder / "prompts.safetensors", parallel)
 
     def made(self, step: int) -> bool:
         """Whether the videos of a step are there."""
@@ -111,12 +111,15 @@ def decoder(recipe: Recipe, source: str) -> DctCodec | WanCodec:
     return load_wan_codec(Path(source) / "vae", memory_bytes=DECODE_BYTES)
 
 
-def _shared(prompts: Sequence[str], encoder: Encoder | None, file: Path, parallel: Parallel) -> dict[str, Tensor]:
-    """Tokens and pooled of the prompts, and last of the empty one. Rank 0 makes them, all read them from ``file``."""
-    if encoder is not None:
-        tokens, pooled = zip(*(encoder.embed(prompt) for prompt in [*prompts, ""]), strict=True)
+def _shared(prompts: Sequence[str], embed: Embed | None, file: Path, parallel: Parallel) -> dict[str, Tensor]:
+    """Tokens and pooled of the prompts, and last of the empty one. Rank 0 makes them, all read them from ``file``.
+
+    They are float32 whatever text encoders compute in, as sampling gives the model latents in the dtype of its text.
+    """
+    if embed is not None:
+        tokens, pooled = zip(*(embed(prompt) for prompt in [*prompts, ""]), strict=True)
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tokens": torch.stack(tokens), "pooled": torch.stack(pooled)}, file)
+        save_file({"tokens": torch.stack(tokens).float(), "pooled": torch.stack(pooled).float()}, file)
     if parallel.cpu_group is not None:
         dist.barrier(group=parallel.cpu_group)
     return load_file(file)

@@ -1,5 +1,7 @@
 """The buffer gives the trainer the very samples that it would encode, holds to its bound, and leaves nothing behind."""
 
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import subprocess
@@ -15,10 +17,10 @@ from benchmarks.encode_server import ROOT, small_data, small_recipe
 from tests.training.encode.test_server import batches_equal, serving
 from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
-from training.encode.buffer import PREFIX, BufferDied, BufferedFeed, hold, new_folder, remove_if_left
-from training.encode.client import WrongToken
+from training.encode.buffer import PREFIX, BufferDied, BufferedFeed, Share, hold, new_folder, remove_if_left
 from training.encode.encoder import EncodeHere, load_encoder
 from training.encode.server import EncodeServer
+from training.encode.servers import WrongToken
 from training.run import EncodeConfig
 
 STEPS, BATCH = 12, 4
@@ -34,11 +36,12 @@ class Setting(BaseModel):
     server: str
     token_file: str
 
-    def encode(self, folder: Path, batches: float = 50.0) -> EncodeConfig:
-        """With room for so many batches."""
-        return EncodeConfig(
+    def share(self, folder: Path, batches: float = 50.0, rank: int = 0, ranks: int = 1) -> Share:
+        """Of a data rank, with room for so many batches of all ranks."""
+        encode = EncodeConfig(
             servers=(self.server,), token_file=self.token_file, buffer_folder=str(folder), buffer_gb=batches * GB
         )
+        return Share((self.uri,), self.job, encode, load_encoder(None, self.job.recipe).fingerprint, rank, ranks)
 
 
 class _Server:
@@ -80,37 +83,48 @@ def files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob(f"{PREFIX}*/*.arrow")}
 
 
-def test_batches_are_the_trainers_own_bit_by_bit_within_the_bound_and_after_the_process_is_killed(
+def process_of(rank: int) -> multiprocessing.process.BaseProcess:
+    """The buffer process of a data rank of this test."""
+    return next(each for each in multiprocessing.active_children() if each.name == f"buffer of {rank}")
+
+
+@pytest.mark.effect("EncodeConfig.buffer_gb")
+@pytest.mark.effect("EncodeConfig.buffer_folder")
+def test_batches_are_the_trainers_own_bit_by_bit_and_as_many_are_ahead_as_there_is_room_for(
     here: _Server, tmp_path: Path
 ) -> None:
     setting, before = here.setting, here.server.status()["requests"]
     wanted = EncodeHere(here.plan, load_encoder(None, RECIPE), 1, 2)
-    encode = setting.encode(tmp_path, batches=1.6)  # of two ranks each has half a batch: three fit
-    feed = BufferedFeed([setting.uri], setting.job, encode, data_rank=1, data_ranks=2, first=3)
+    share = setting.share(tmp_path, batches=1.6, rank=1, ranks=2)  # of two ranks each has half a batch: three fit
+    feed = BufferedFeed(share, 3)
     try:
-        assert batches_equal(feed.batch(3), wanted.batch(3))
-        assert feed.encoder == here.server.status()["encoder"]
-        until(lambda: len(files(tmp_path)) == 2)  # and the one in use makes three
-        until(lambda: here.server.status()["requests"] == before + 5)  # two more are fetched, and wait for room
-        assert sorted(files(tmp_path)) == ["step-00000004.arrow", "step-00000005.arrow"]
-        held = feed.batch(4)
-        most = 0
-        for step in range(5, 9):
+        held = feed.batch(3)
+        assert batches_equal(held, wanted.batch(3))
+        for step in range(4, 9):
+            until(lambda: len(files(tmp_path)) == 2)  # and the one in use makes three
+            until(lambda done=step: here.server.status()["requests"] == before + done + 1)  # two more wait for room
+            assert sorted(files(tmp_path)) == [f"step-{later:08d}.arrow" for later in (step, step + 1)]
+            assert (
+                1.4 * sum(files(tmp_path).values()) <= share.encode.buffer_gb * 1e9 < 2 * sum(files(tmp_path).values())
+            )
             assert batches_equal(feed.batch(step), wanted.batch(step))
-            most = max(most, sum(files(tmp_path).values()))
-        assert 0 < most <= encode.buffer_gb * 1e9
-        assert batches_equal(held, wanted.batch(4))  # its file is long gone
+        assert batches_equal(held, wanted.batch(3))  # its file is long gone
+    finally:
+        feed.close()
+    assert list(tmp_path.iterdir()) == []
 
-        assert feed._process is not None
-        os.kill(feed._process._process.pid, signal.SIGKILL)
+
+def test_after_the_process_was_killed_the_next_call_starts_another_at_any_step(here: _Server, tmp_path: Path) -> None:
+    wanted = EncodeHere(here.plan, load_encoder(None, RECIPE), 1, 2)
+    feed = BufferedFeed(here.setting.share(tmp_path, batches=0.01, rank=1, ranks=2))  # room for less than one batch
+    try:
+        assert batches_equal(feed.batch(0), wanted.batch(0))
+        os.kill(process_of(1).pid or 0, signal.SIGKILL)
         with pytest.raises(BufferDied, match=r"data rank 1 ended before step \d+ with status -9"):
-            for step in range(9, STEPS):
+            for step in range(1, STEPS):
                 feed.batch(step)
         assert list(tmp_path.iterdir()) == []
-        feed._what = type(feed._what)(  # from here with room for less than one batch
-            feed._what.manifests, feed._what.job, setting.encode(tmp_path, batches=0.01), 1, 2
-        )
-        for step in (STEPS - 2, STEPS - 1):  # the next call starts another, at any step
+        for step in (STEPS - 2, STEPS - 1):
             assert batches_equal(feed.batch(step), wanted.batch(step))
         assert sum(path.is_dir() for path in tmp_path.iterdir()) == 1
         with pytest.raises(IndexError, match=f"small has {STEPS} steps from 0, and a batch after them was asked for"):
@@ -120,12 +134,13 @@ def test_batches_are_the_trainers_own_bit_by_bit_within_the_bound_and_after_the_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.effect("EncodeConfig.token_file")
 def test_what_the_process_fails_of_is_raised_in_its_words(here: _Server, tmp_path: Path) -> None:
     wrong = tmp_path / "token"
     wrong.write_text("wrong")
     setting = here.setting.model_copy(update={"token_file": str(wrong)})
     place = tmp_path / "place"
-    feed = BufferedFeed([setting.uri], setting.job, setting.encode(place))
+    feed = BufferedFeed(setting.share(place))
     with pytest.raises(WrongToken, match="does not let us in: the token is wrong") as failed:
         feed.batch(0)
     assert "in the buffer process of data rank 0" in failed.value.__notes__[0]
@@ -134,14 +149,15 @@ def test_what_the_process_fails_of_is_raised_in_its_words(here: _Server, tmp_pat
 
 
 TRAINER = """
+import multiprocessing
 import sys
 from pathlib import Path
 from tests.training.encode.test_buffer import BufferedFeed, Setting
 if __name__ == "__main__":
     setting = Setting.model_validate_json(sys.argv[1])
-    feed = BufferedFeed([setting.uri], setting.job, setting.encode(Path(sys.argv[2])))
+    feed = BufferedFeed(setting.share(Path(sys.argv[2])))
     feed.batch(0)
-    print(feed._process._process.pid, flush=True)
+    print(multiprocessing.active_children()[0].pid, flush=True)
     sys.stdin.read()
     if sys.argv[3] == "forgets to close":
         sys.exit()

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
+import torch
 import yaml
 
 from benchmarks.encode_server import ServerProcess, small_data, small_recipe
+from models.dct_codec import DctCodec
+from models.hashed_text import HashedTextEncoder
 from tests.training.encode.test_wire import same
+from training.data import clips
 from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode import server as encode_server
 from training.encode import wire
-from training.encode.client import EncodeClient, NoServer, WrongToken, in_order, server_status
+from training.encode.client import EncodeClient
 from training.encode.encoder import Encoded, EncodeHere, Encoder, load_encoder
-from training.encode.server import EncodeServer, is_loopback
+from training.encode.reading import BadClip
+from training.encode.server import EncodeServer
+from training.encode.servers import NoServer, Servers, WrongToken, in_order, is_loopback
+from training.encode.status import server_status
 from training.recipe import Recipe
 
 STEPS, BATCH = 12, 4
@@ -73,6 +80,18 @@ def asked(address: str, ticket: bytes, token: str | None = None) -> pa.Table:
         return client.do_get(flight.Ticket(ticket), flight.FlightCallOptions(headers=headers)).read_all()
 
 
+def client_of(
+    servers: Sequence[str], plan: BatchPlan, token: str | None = None, authorities: bytes | None = None, **options: Any
+) -> EncodeClient:
+    """A client that wants the lite encoder."""
+    wanted = load_encoder(None, plan.job.recipe).fingerprint
+    return EncodeClient(Servers(tuple(servers), token, authorities), plan, wanted, **options)
+
+
+def status_at(address: str, token: str | None = None) -> dict[str, Any]:
+    return server_status(Servers((address,), token), address)
+
+
 def batches_equal(found: list[Encoded], wanted: list[Encoded]) -> bool:
     return len(found) == len(wanted) and all(same(a, b) for a, b in zip(found, wanted, strict=True))
 
@@ -103,9 +122,9 @@ def test_two_server_processes_of_which_one_is_killed_under_load_lose_nothing(
         one, two = first.address, second.address
         assert (one, two) == tuple(f"grpc://127.0.0.1:{port}" for port in ports)
         for address in (one, two):
-            status = server_status(address, "secret")
+            status = status_at(address, "secret")
             assert (status["encoder"], status["manifests"]) == (encoder.fingerprint, [plan.manifest.fingerprint])
-        client = EncodeClient([one, two], "secret", plan)
+        client = client_of([one, two], plan, "secret")
         lost: list[tuple[int, int]] = []
         begun = threading.Event()
 
@@ -124,11 +143,10 @@ def test_two_server_processes_of_which_one_is_killed_under_load_lose_nothing(
         for rank in ranks:
             rank.join()
         assert lost == []
-        assert client.encoder == encoder.fingerprint
 
         with start(ports[1]) as again:
             assert again.address == two
-            while not server_status(two, "secret")["requests"]:  # for a while it is not asked, as it failed before
+            while not status_at(two, "secret")["requests"]:  # for a while it is not asked, as it failed before
                 assert batches_equal(client.fetch(1, 0, 2), here[0][1])
             for server in (again, first):
                 server.process.send_signal(signal.SIGTERM)
@@ -164,48 +182,103 @@ def test_what_is_wrong_with_a_request_is_said_and_the_server_goes_on(server: Enc
         flight.connect(server.address) as client,
     ):
         list(client.do_action(flight.Action("shutdown", b"")))
-    assert server_status(server.address)["working"] == 0
+    assert status_at(server.address)["working"] == 0
 
 
 def with_codec(codec: str) -> Recipe:
     return RECIPE.model_copy(update={"codec": codec})
 
 
-def test_a_clip_that_is_missing_on_one_server_comes_from_another_and_is_named_when_it_is_missing_on_all(
-    plan: BatchPlan, tmp_path: Path
-) -> None:
-    uri = small_data(tmp_path / "data", clips=2)
-    manifest = open_manifest([uri], tmp_path / "cache")
-    plan = BatchPlan(manifest, Job(recipe=RECIPE, seed=0, manifest=manifest.fingerprint))
+def plan_of_small_data(folder: Path, clips: int) -> BatchPlan:
+    manifest = open_manifest([small_data(folder, clips)], folder / "cache")
+    return BatchPlan(manifest, Job(recipe=RECIPE, seed=0, manifest=manifest.fingerprint))
+
+
+def test_a_clip_that_is_missing_on_one_server_comes_from_another(tmp_path: Path) -> None:
+    """What a server that lacks a disk puts in its place is taken only where no server has the clip."""
+    plan = plan_of_small_data(tmp_path, clips=3)
     before = load_encoder(None, RECIPE)
     wanted = EncodeHere(plan, before, 0, 1).batch(0)  # it remembers them
     gone = plan.samples(0)[0].clip
     Path(gone.source_uri).unlink()
-    with serving(load_encoder(None, RECIPE), RECIPE, [manifest]) as lacks:
-        with pytest.raises(NoServer) as refused:
-            EncodeClient([lacks.address], None, plan, patience_s=600).fetch(0)
-        assert "all refuse" in str(refused.value)
-        assert f"{lacks.address}: clip {gone.clip_id} of {gone.source_uri} cannot be read" in str(refused.value)
-        with serving(before, RECIPE, [manifest]) as has:
-            client = EncodeClient([lacks.address, has.address], None, plan)
-            assert batches_equal(client.fetch(0), wanted)
+    here = EncodeHere(plan, load_encoder(None, RECIPE), 0, 1).batch(0)
+    assert [bad.clip_id for encoded in here for bad in encoded.bad]
+    with serving(load_encoder(None, RECIPE), RECIPE, [plan.manifest]) as lacks:
+        alone = client_of([lacks.address], plan).fetch(0)
+        assert batches_equal(alone, here)  # replaced, and said, as the trainer does it for itself
+        assert lacks.status()["bad_clips"] == sum(len(encoded.bad) for encoded in here)
+        with serving(before, RECIPE, [plan.manifest]) as has:
+            for servers in ([lacks.address, has.address], [has.address, lacks.address]):
+                assert batches_equal(client_of(servers, plan).fetch(0), wanted)
+        with serving(load_encoder(None, RECIPE), RECIPE, [plan.manifest]) as too:
+            assert batches_equal(client_of([lacks.address, too.address], plan).fetch(0), here)
 
 
-def test_a_wrong_token_fails_at_once_and_says_so(encoder: Encoder, manifest: Manifest, plan: BatchPlan) -> None:
+def test_a_bucket_without_a_clip_that_can_be_read_is_refused_in_words(tmp_path: Path) -> None:
+    plan = plan_of_small_data(tmp_path, clips=2)
+    for clip in (plan.manifest.clip(row) for row in range(2)):
+        Path(clip.source_uri).unlink()
+    with serving(load_encoder(None, RECIPE), RECIPE, [plan.manifest]) as lacks:
+        with pytest.raises(NoServer, match=r"all refuse.*none of the 2 clips of bucket .* can be read") as refused:
+            client_of([lacks.address], plan, patience_s=600).fetch(0)
+        assert f"{lacks.address}: none of" in str(refused.value)
+
+
+class Counted(DctCodec):
+    """Holds the device until so many clips have been read."""
+
+    def __init__(self, reads: threading.Semaphore, wanted: int) -> None:
+        super().__init__()
+        self._reads, self._wanted, self.enough = reads, wanted, True
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        for _ in range(self._wanted):
+            self.enough &= self._reads.acquire(timeout=30)
+        self._wanted = 0
+        return super().encode(video)
+
+
+def test_clips_are_read_while_the_device_has_others(plan: BatchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests for two samples each: while the device has the first sample, all four clips are read."""
+    reads = threading.Semaphore(0)
+
+    def read_clip(*arguments: Any) -> torch.Tensor:
+        pixels = clips.read_clip(*arguments)
+        reads.release()
+        return pixels
+
+    monkeypatch.setattr("training.encode.encoder.read_clip", read_clip)
+    codec = Counted(reads, wanted=4)
+    encoder = Encoder(codec, HashedTextEncoder(), RECIPE.fps, load_encoder(None, RECIPE).fingerprint)
+    with serving(encoder, RECIPE, [plan.manifest], readers=4) as server:
+        client = client_of([server.address], plan)
+        fetched: list[list[Encoded]] = []
+        ranks = [threading.Thread(target=lambda r=rank: fetched.append(client.fetch(0, r, 2))) for rank in range(2)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+    assert codec.enough and [len(batch) for batch in fetched] == [BATCH // 2] * 2
+
+
+def test_a_wrong_token_fails_at_once_and_says_so(
+    encoder: Encoder, manifest: Manifest, plan: BatchPlan, tmp_path: Path
+) -> None:
     with serving(encoder, RECIPE, [manifest], token="secret") as server:
         for token, words in (("Secret", "the token is wrong"), ("secre", "wrong"), (None, "wants a token")):
             with pytest.raises(WrongToken, match=f"{server.address} does not let us in: .*{words}"):
-                EncodeClient([server.address], token, plan, patience_s=600).fetch(0)
+                client_of([server.address], plan, token, patience_s=600).fetch(0)
             with pytest.raises(flight.FlightUnauthenticatedError):
-                server_status(server.address, token)
-        client = EncodeClient([server.address], "secret", plan)
+                status_at(server.address, token)
+        listed = tmp_path / "servers.txt"
+        listed.write_text(server.address)
+        client = client_of([listed.as_uri()], plan, "secret", patience_s=1)
         assert len(client.fetch(0)) == BATCH
         # A server with another token that is added in mid-run is one that does not answer, not the end of the run.
         with serving(encoder, RECIPE, [manifest], token="other") as stranger:
-            client._servers = (stranger.address, server.address)
+            listed.write_text(f"{stranger.address}\n{server.address}")
             assert [len(client.fetch(step)) for step in range(4)] == [BATCH] * 4
-            client._servers = (stranger.address,)
-            client._patience_s = 0
+            listed.write_text(stranger.address)
             with pytest.raises(NoServer, match="the token is wrong"):
                 client.fetch(0)
 
@@ -260,11 +333,11 @@ def test_with_a_certificate_the_way_is_encrypted(
     certificate = (tmp_path / "cert").read_bytes(), (tmp_path / "key").read_bytes()
     with serving(encoder, RECIPE, [manifest], token="secret", certificate=certificate) as server:
         address = f"grpc+tls://localhost:{server.port}"
-        client = EncodeClient([address], "secret", plan, authorities=certificate[0])
+        client = client_of([address], plan, "secret", certificate[0])
         assert batches_equal(client.fetch(3), EncodeHere(plan, encoder, 0, 1).batch(3))
         for other, authorities in ((address, None), (f"grpc://localhost:{server.port}", None)):
             with pytest.raises(NoServer):
-                EncodeClient([other], "secret", plan, authorities=authorities, patience_s=0).fetch(3)
+                client_of([other], plan, "secret", authorities, patience_s=0).fetch(3)
 
 
 class Liar(flight.FlightServerBase):
@@ -280,7 +353,7 @@ class Liar(flight.FlightServerBase):
 
 
 def test_a_server_that_answers_what_it_should_not_is_found_out(
-    plan: BatchPlan, encoder: Encoder, server: EncodeServer
+    plan: BatchPlan, encoder: Encoder, server: EncodeServer, tmp_path: Path
 ) -> None:
     def stamp_of(ticket: wire.Ticket) -> wire.Stamp:
         job = wire.fingerprint(ticket.job)
@@ -311,6 +384,11 @@ def test_a_server_that_answers_what_it_should_not_is_found_out(
         for name in whole.schema.names
     ]
     truncated = pa.RecordBatch.from_arrays(columns, schema=whole.schema)
+    sample = plan.samples(0)[0]
+    own = BadClip(sample.clip.clip_id, sample.clip.source_uri, "words")
+    other = BadClip("clip-none", "none.mp4", "words")
+    after = [plan.replacement(sample, attempt).clip for attempt in range(1, 6)]
+    tried = (own, *(BadClip(clip.clip_id, clip.source_uri, "words") for clip in after))
     liars = [
         (liar(raw=[pa.record_batch({"a": pa.array([1, 2])})]), "names no format"),
         (liar(first(latents=wanted[0].latents[:, :1])), "latents of clip .* not torch.float32"),
@@ -325,21 +403,24 @@ def test_a_server_that_answers_what_it_should_not_is_found_out(
         (liar([*wanted, wanted[0]]), f"more than the {BATCH} samples"),
         (liar(raw=[truncated]), "tokens of clip .* they were cut off"),
         (liar(encoder="others"), f"it encodes with other weights, others and not {encoder.fingerprint}"),
+        (liar(first(bad=(other,))), "clip clip-none of none.mp4 is said to be bad where"),
+        (liar(first(bad=(own,))), f"clip {wanted[0].clip_id} at place 0, where .* at 0 belongs"),
+        (liar(first(bad=tried)), "6 bad clips at place 0, and their bucket has no more"),
         (liar(step=1), "an answer to another question"),
         (liar(job="another"), "an answer to another question"),
     ]
+    listed = tmp_path / "servers.txt"
     for lying, words in liars:
-        client = EncodeClient([server.address], None, plan, patience_s=0)
-        assert batches_equal(client.fetch(0), wanted)  # now it knows which weights and which form of text
-        client._servers = (lying.address,)
+        listed.write_text(server.address)
+        client = client_of([listed.as_uri()], plan, patience_s=0)
+        assert batches_equal(client.fetch(0), wanted)  # now it knows which form of text
+        listed.write_text(lying.address)
         with pytest.raises(NoServer, match=words) as found_out:
             client.fetch(0)
         assert lying.address in str(found_out.value)
-    everyone = [*(lying.address for lying, _ in liars), server.address]
-    client = EncodeClient(everyone, None, plan, encoder=encoder.fingerprint)
-    client._text = None
-    got = [client.fetch(step, rank, 2) for step in range(4) for rank in range(2)]
-    here = [EncodeHere(plan, encoder, rank, 2).batch(step) for step in range(4) for rank in range(2)]
+    everyone = client_of([*(lying.address for lying, _ in liars), server.address], plan)
+    got = [everyone.fetch(step, rank, 2) for step in range(1, 4) for rank in range(2)]
+    here = [EncodeHere(plan, encoder, rank, 2).batch(step) for step in range(1, 4) for rank in range(2)]
     assert all(batches_equal(a, b) for a, b in zip(got, here, strict=True))
     for lying, _ in liars:
         lying.shutdown()
@@ -372,10 +453,10 @@ def test_servers_that_are_down_silent_or_speak_something_else_are_passed_over(
     wanted = EncodeHere(plan, encoder, 0, 1).batch(2)
     down = f"grpc://127.0.0.1:{free_port()}"
     with raw_server(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"\xff" * 5000) as junk, raw_server(None) as silent:
-        client = EncodeClient([down, junk, silent, server.address], None, plan, slow_s=0.5)
+        client = client_of([down, junk, silent, server.address], plan, slow_s=0.5)
         assert [batches_equal(client.fetch(2), wanted) for _ in range(5)] == [True] * 5
         with pytest.raises(NoServer) as none:
-            EncodeClient([down, junk, silent], None, plan, slow_s=0.2, patience_s=0).fetch(2)
+            client_of([down, junk, silent], plan, slow_s=0.2, patience_s=0).fetch(2)
     words = str(none.value)
     assert "for step 2" in words
     assert f"{down}: failed to connect" in words
@@ -383,11 +464,26 @@ def test_servers_that_are_down_silent_or_speak_something_else_are_passed_over(
     assert f"{silent}: was silent for more than 0.2 s" in words
 
 
+def test_a_proxy_in_the_environment_does_not_catch_calls_to_this_machine(
+    plan: BatchPlan, encoder: Encoder, server: EncodeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for host in ("127.0.0.1", "localhost"):
+        address = f"grpc://{host}:{server.port}"
+        assert status_at(address)["encoder"] == encoder.fingerprint
+        assert batches_equal(
+            client_of([address], plan, patience_s=0).fetch(1), EncodeHere(plan, encoder, 0, 1).batch(1)
+        )
+
+
 def test_servers_may_be_added_to_a_file_in_mid_run(
     plan: BatchPlan, encoder: Encoder, server: EncodeServer, tmp_path: Path
 ) -> None:
     listed = tmp_path / "servers.txt"
-    client = EncodeClient([listed.as_uri()], None, plan, patience_s=60)
+    client = client_of([listed.as_uri()], plan, patience_s=60)
     got: list[list[Encoded]] = []
     thread = threading.Thread(target=lambda: got.append(client.fetch(0)))
     thread.start()  # waits: the file is not even there
@@ -398,12 +494,12 @@ def test_servers_may_be_added_to_a_file_in_mid_run(
     listed.unlink()  # while it is written anew, the last list holds
     assert len(client.fetch(1)) == BATCH
     with pytest.raises(NoServer, match="no address is in file:///nowhere"):
-        EncodeClient(["file:///nowhere"], None, plan, patience_s=0).fetch(0)
+        client_of(["file:///nowhere"], plan, patience_s=0).fetch(0)
     for wrong in ("localhost:8815", "grpc://localhost", "http://localhost:1", "grpc://localhost:port"):
         with pytest.raises(ValueError, match="is no address of an encode server"):
-            EncodeClient([wrong], None, plan)
+            client_of([wrong], plan)
     with pytest.raises(ValueError, match="there is no encode server"):
-        EncodeClient([], None, plan)
+        client_of([], plan)
 
 
 def test_ranks_and_steps_begin_with_different_servers() -> None:

@@ -10,7 +10,10 @@ import torch
 
 from training.data.plan import Job
 from training.encode import wire
-from training.encode.encoder import Encoded
+from training.encode.batch_file import file_bytes, read_file, write_file
+from training.encode.encoder import Encoded, Text
+from training.encode.reading import BadClip
+from training.encode.servers import read_token
 from training.recipe import Phase, Recipe
 
 STAMP = wire.Stamp("weights", "job", step=7, data_rank=1, data_ranks=2)
@@ -21,7 +24,8 @@ RECIPE = Recipe(name="r", frames=1, height=32, width=32, image_batch=8, learning
 def sample(dtype: torch.dtype = torch.float32, seed: int = 0) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     latents, tokens, pooled = (torch.randn(s, generator=generator) for s in ((16, 2, 3, 5), (7, 11), (3,)))
-    return Encoded(seed, f"clip-{seed}", latents, tokens.to(dtype), pooled.to(dtype))
+    bad = tuple(BadClip(f"bad-{n}", f"s3://bucket/größe-{n}.mp4", "cannot be read") for n in range(seed))
+    return Encoded(seed, f"clip-{seed}", latents, tokens.to(dtype), pooled.to(dtype), 3, 182, bad)
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -31,7 +35,8 @@ def bits(tensor: torch.Tensor) -> bytes:
 def same(a: Encoded, b: Encoded) -> bool:
     """To the bit: also the sign of zero, and which NaN it is."""
     tensors = [(getattr(a, name), getattr(b, name)) for name in wire.TENSORS]
-    return (a.index, a.clip_id) == (b.index, b.clip_id) and all(
+    facts = [(each.index, each.clip_id, each.cut_t5, each.cut_clip, each.bad) for each in (a, b)]
+    return facts[0] == facts[1] and all(
         x.dtype == y.dtype and x.shape == y.shape and bits(x) == bits(y) for x, y in tensors
     )
 
@@ -43,7 +48,7 @@ def changed(record: pa.RecordBatch, **columns: pa.Array) -> pa.RecordBatch:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sample_becomes_a_record_and_again_itself(dtype: torch.dtype) -> None:
-    encoded = sample(dtype)
+    encoded = sample(dtype, 2)
     assert same(wire.from_record(wire.to_record(encoded, STAMP)), encoded)
     strange = torch.tensor([float("nan"), -0.0, float("inf"), 1e-45], dtype=dtype)
     odd = replace(encoded, latents=encoded.latents.transpose(1, 3), pooled=strange)  # not contiguous
@@ -73,32 +78,32 @@ def test_a_file_is_mapped_and_outlives_its_name(tmp_path: Path) -> None:
     batch = [sample(torch.bfloat16, seed) for seed in range(3)]
     records = [wire.to_record(encoded, STAMP) for encoded in batch]
     path = tmp_path / "step.arrow"
-    wire.write_file(path, records)
+    write_file(path, records)
     assert [file.name for file in tmp_path.iterdir()] == ["step.arrow"]
-    assert path.stat().st_size == wire.file_bytes(records)
+    assert path.stat().st_size == file_bytes(records)
 
-    stamp, there = wire.read_file(path)
+    stamp, there = read_file(path)
     assert stamp == STAMP
     assert all(same(a, b) for a, b in zip(there, batch, strict=True))
     there[0].latents.zero_()  # is ours to write to, and does not reach the file
-    assert all(same(a, b) for a, b in zip(wire.read_file(path)[1], batch, strict=True))
+    assert all(same(a, b) for a, b in zip(read_file(path)[1], batch, strict=True))
     path.unlink()
     assert same(there[1], batch[1])
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "step.arrow"
-    wire.write_file(path, [wire.to_record(sample(), STAMP)])
+    write_file(path, [wire.to_record(sample(), STAMP)])
     whole = path.read_bytes()
     for damaged in (b"", b"junk" * 100, whole[: len(whole) // 2], whole[:-1]):
         path.write_bytes(damaged)
         with pytest.raises(wire.WireError, match=r"batch .*step\.arrow cannot be read"):
-            wire.read_file(path)
+            read_file(path)
 
 
 def test_a_record_that_contradicts_itself_is_refused() -> None:
     record = wire.to_record(sample(), STAMP)
-    lists = pa.list_(pa.int64())
+    lists, bad = pa.list_(pa.int64()), wire.SCHEMA.field("bad").type
     not_utf8 = pa.array([b"\xff"], pa.binary()).view(pa.string())
     cases: list[tuple[dict[str, pa.Array], str]] = [
         ({"latents": pa.array([b"short"], pa.large_binary())}, "latents of clip clip-0 are 5 bytes, and .* take 1920"),
@@ -109,6 +114,10 @@ def test_a_record_that_contradicts_itself_is_refused() -> None:
         ({"pooled_dtype": pa.array(["int8"])}, "pooled of clip clip-0 are int8, not float32 or bfloat16"),
         ({"clip_id": pa.array([None], pa.string())}, "without clip_id"),
         ({"clip_id": not_utf8}, "damaged"),
+        ({"cut_t5": pa.array([-1], pa.int32())}, "-1 tokens of clip clip-0 were cut off"),
+        ({"bad": pa.array([[{"clip_id": "a", "source_uri": None, "words": "w"}]], bad)}, "without bad"),
+        ({"bad": pa.array([[None]], bad)}, "without bad"),
+        ({"bad": pa.array([None], bad)}, "without bad"),
     ]
     for columns, words in cases:
         with pytest.raises(wire.WireError, match=words):
@@ -133,7 +142,7 @@ def test_the_schema_says_which_answer_it_is() -> None:
     metadata = {key.decode(): value.decode() for key, value in schema.metadata.items()}
     for other, words in (
         ({}, "names no format"),
-        (metadata | {"format": "2"}, "names format '2', and this program reads format '1'"),
+        (metadata | {"format": "1"}, "names format '1', and this program reads format '2'"),
         (metadata | {"step": "seven"}, "step or rank that is no number"),
         ({key: value for key, value in metadata.items() if key != "encoder"}, "does not name its encoder"),
     ):
@@ -141,6 +150,21 @@ def test_the_schema_says_which_answer_it_is() -> None:
             wire.read_stamp(schema.with_metadata(other))
     with pytest.raises(wire.WireError, match="its columns are index int64, not index int64, clip_id"):
         wire.read_stamp(pa.schema([schema.field("index")], metadata=metadata))
+
+
+def test_a_prompts_embedding_becomes_a_stream_and_again_itself_or_is_refused() -> None:
+    tokens, pooled = torch.randn(7, 11).bfloat16(), torch.randn(3).bfloat16()
+    stream = wire.text_to_stream(Text(tokens, pooled, 1, 2), "weights")
+    there, encoder = wire.text_from_stream(stream)
+    assert encoder == "weights" and (there.cut_t5, there.cut_clip) == (1, 2)
+    assert bits(there.tokens) == bits(tokens) and bits(there.pooled) == bits(pooled)
+    whole = stream.to_pybytes()
+    sample_stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sample_stream, STAMP.schema()) as writer:
+        writer.write_batch(wire.to_record(sample(), STAMP))
+    for damaged in (b"", b"junk" * 9, whole[: len(whole) // 2], sample_stream.getvalue().to_pybytes()):
+        with pytest.raises(wire.WireError):
+            wire.text_from_stream(pa.py_buffer(damaged))
 
 
 def test_a_ticket_is_json_and_what_is_wrong_with_it_is_named() -> None:
@@ -166,8 +190,8 @@ def test_a_ticket_is_json_and_what_is_wrong_with_it_is_named() -> None:
 def test_a_token_is_one_line_of_printable_characters(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(" secret\n")
-    assert wire.read_token(path) == "secret"
+    assert read_token(path) == "secret"
     for wrong in ("", "\n", "two\nlines", "schlüssel"):
         path.write_text(wrong)
         with pytest.raises(ValueError, match="holds no token"):
-            wire.read_token(path)
+            read_token(path)
