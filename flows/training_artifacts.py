@@ -14,8 +14,10 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from models.flops import parameters
 from tasks.pages.gallery import poster
 from tasks.tables.run_record import ProgressArtifact
+from training.launch.preflight import check_start
 from training.observe.loss_curve import loss_curve
 from training.observe.progress import History, MetricsLine, as_table
 from training.run import TrainingRun
@@ -83,7 +85,8 @@ class TrainingArtifacts:
 
     def _show(self) -> None:
         for folder in sorted(self._run.folder.glob("samples/step-*")):
-            self._show_samples(folder)
+            if folder != last_samples(self._run):  # shown by the task that is theirs
+                self._show_samples(folder)
         lines = self._history.lines
         if not lines:
             return
@@ -104,6 +107,29 @@ class TrainingArtifacts:
         if folder not in self._samples:
             self._samples[folder] = markdown("training-samples", f"Sample videos after step {step}")
         self._samples[folder].show(gallery(videos))
+
+
+def last_samples(run: TrainingRun) -> Path:
+    """The folder of the sample videos that are made after the last step."""
+    return run.folder / "samples" / f"step-{run.recipe.steps:08d}"
+
+
+def show_last_samples(run: TrainingRun) -> list[str]:
+    """Show the sample videos of the last step; returns their paths. FileNotFoundError: there are none."""
+    videos = sorted(last_samples(run).glob("*.mp4"))
+    if not videos:
+        raise FileNotFoundError(f"training ended without sample videos in {last_samples(run)}")
+    markdown("training-samples", f"Sample videos after step {run.recipe.steps}").show(gallery(videos))
+    return [str(video) for video in videos]
+
+
+def show_result(run: TrainingRun) -> str:
+    """Show the run's result; returns its folder. ValueError or FileNotFoundError: no stage could start from it."""
+    folder = run.folder / "checkpoint"
+    config = check_start(run.model_copy(update={"checkpoint": str(folder)}))
+    lines = [f"`{folder}`", "", f"{parameters(config):,} parameters, averaged over the steps of {run.recipe.name}."]
+    markdown("training-result", "The checkpoint, which the next stage starts from").show("\n".join(lines))
+    return str(folder)
 
 
 def gallery(videos: list[Path]) -> str:

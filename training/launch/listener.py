@@ -15,6 +15,7 @@ from training.observe.progress import Lines, MetricsLine
 from training.run import TrainingRun
 
 POLL_S = 0.5
+GRACE_S = 120  # that ranks have to save a checkpoint, unless a launcher is told otherwise
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from threading import Thread
 from training.launch.attached import PARENT
 from training.launch.failures import LINES, Failure, RankFailed, ended, first_failure, reported
 from training.launch.listener import (
+    GRACE_S,
     POLL_S,
     Listener,
     Outcome,
@@ -64,7 +65,7 @@ def launch(
     listener: Listener | None = None,
     *,
     restarts: int = 0,
-    grace_s: int = 120,
+    grace_s: int = GRACE_S,
     machines: Machines = Machines(),
     module: str = "training.main",
 ) -> Outcome:

@@ -19,6 +19,7 @@ from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.weights import is_new, read_config_of
 from training.encode.status import check_servers
+from training.launch.versions import versions
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.memory.planner import table
 from training.run import TrainingRun, facts_of
@@ -118,6 +119,7 @@ def described(run: TrainingRun, plan: BatchPlan, layout: Layout) -> str:
     lines = [
         f"{run.recipe.name}: {run.recipe.steps} steps from {run.checkpoint} on {layout.world} ranks of "
         f"{run.machine.device}, {layout.data_ranks} of data",
+        f"  on this machine: {versions(run.machine.device)}",
         f"  clips: {len(plan.manifest)} ({clips})",
     ]
     if plan.unvisited:

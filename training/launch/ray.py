@@ -19,7 +19,17 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from training.launch.failures import LINES, Failure, first_failure, reported
-from training.launch.listener import POLL_S, Listener, Outcome, Restarts, calmly, clear_errors, tell, tell_metrics
+from training.launch.listener import (
+    GRACE_S,
+    POLL_S,
+    Listener,
+    Outcome,
+    Restarts,
+    calmly,
+    clear_errors,
+    tell,
+    tell_metrics,
+)
 from training.observe.progress import Lines
 from training.run import TrainingRun
 
@@ -39,7 +49,7 @@ def launch_on_ray(
     listener: Listener | None = None,
     *,
     restarts: int = 0,
-    grace_s: int = 120,
+    grace_s: int = GRACE_S,
     address: str | None = None,
     train: str = "training.main:train_run",
 ) -> Outcome:
