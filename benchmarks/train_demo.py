@@ -31,6 +31,7 @@ from models.transformer import patchify
 from training.data.buckets import shape_of
 from training.data.manifest import open_manifest
 from training.data.plan import Sample
+from training.data.selection import select
 from training.distributed.layout import Layout
 from training.distributed.parallel import start
 from training.distributed.weights import starting_model
@@ -70,12 +71,12 @@ def patches(latents: Tensor) -> Tensor:
 def data(manifest_uri: str, recipe: Recipe) -> tuple[Tensor, list[str]]:
     """Latents [B, 16, T, h, w] and captions of the clips that sample videos have the shape of."""
     manifest = open_manifest([manifest_uri])
-    bucket = sampled_bucket(manifest, recipe)
+    rows = select(manifest, recipe).rows
+    bucket = sampled_bucket(rows, recipe)
     encoder, shape = load_encoder(None, recipe), shape_of(bucket, recipe)
-    clips = [manifest.clip(int(row)) for row in manifest.rows[bucket]]
-    samples = [Sample(0, clip, bucket, shape, "", 0, row) for row, clip in enumerate(clips)]
+    samples = [Sample(0, manifest.clip(row), bucket, shape, "", 0, row) for row in rows[bucket].tolist()]
     encoded = [encoder.encode(sample).latents for sample in samples]
-    return torch.stack(encoded), [getattr(clip, recipe.caption) for clip in clips]
+    return torch.stack(encoded), [getattr(sample.clip, recipe.caption) for sample in samples]
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ class Promise:
     bytes_end: int | None  # where packets are all there is in the file, its size
     searchable: bool  # by time
     presented: bool  # it stores when a picture is shown, not only when it is decoded
+    in_blocks: bool  # its time stamps are of blocks of bytes, in which pictures begin anywhere
 
     def check(self, first_s: float, shown_until_s: float, read: "Read", wrong_stamp_s: float, usual_s: float) -> None:
         """BadSource: of what is promised, less than WHOLE was shown, from ``first_s`` to ``shown_until_s``.
@@ -99,12 +100,27 @@ def promise_of(container: Any, stream: Any, file: IO[bytes]) -> Promise:
         end_s = start_s + stream.duration * base
     # Its pictures and sound lie side by side, and nothing follows them.
     bytes_end = file.seek(0, os.SEEK_END) if name in ("flv", "live_flv") else None
+    # FFmpeg reads the times of ASF as those of decoding, and makes the others up.
+    presented = name not in _RAW | {"avi", "asf"} and not (name == "mxf" and _decoding_times_only(stream, file))
     file.seek(at)
-    presented = name not in _RAW | {"avi"}
     # From the middle on nothing tells how many pictures before the key frame were left out.
     reordered = not presented and stream.codec_context.has_b_frames
     searchable = name not in _RAW | {"gif"} and not reordered
-    return Promise(start_s, end_s, of_all_streams, last_until_s, missing, bytes_end, searchable, presented)
+    in_blocks = name == "mpeg"
+    return Promise(start_s, end_s, of_all_streams, last_until_s, missing, bytes_end, searchable, presented, in_blocks)
+
+
+def _decoding_times_only(stream: Any, file: IO[bytes]) -> bool:
+    """Whether an MXF file of reordered pictures has no table that tells when they are shown.
+
+    Its first picture is then shown as soon as it is decoded, before those that come between.
+    """
+    if not stream.codec_context.has_b_frames:
+        return False
+    file.seek(0)
+    with av.open(file, "r", format="mxf") as container:
+        first = next(container.demux(container.streams[stream.index]))
+    return first.pts is None or first.pts == first.dts
 
 
 def _tagged(metadata: dict[str, str]) -> float | None:

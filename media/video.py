@@ -7,6 +7,7 @@ for a pattern or a protocol, and no text that names other files or addresses (a 
 import errno
 import heapq
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,23 +18,20 @@ import av
 from av.container.core import Flags
 from av.stream import Disposition
 
+from media.key_frames import SAME_S, group_at
 from media.promise import Promise, Read, promise_of
 from media.source import BadSource
 from media.stamps import HOLE_S, Pace, Shown, Stamped, WrongStamps, in_order, on_screen
 
-__all__ = ["HOLE_S", "BadSource", "Shown", "Video", "open_video"]
+__all__ = ["HOLE_S", "SAME_S", "BadSource", "Shown", "Video", "open_video"]
 
 # Demuxers that read one file of coded pictures; none that follows a text to other files, or takes pictures for video.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,asf,ogg,gif,m4v,h261,h263,h264,hevc,"
     "vvc,vc1,vc1test,ivf,obu,av1,mxf,gxf,dv,rm,nut,nsv,wtv,swf,yuv4mpegpipe,cavsvideo,dirac"
 )
-_SEARCHED_BACK_S = (
-    0.0,
-    2.0,
-    10.0,
-    60.0,
-)  # how far before a time a key frame is looked for, before reading from the start
+# How far before a time a key frame is looked for, before the file is read from its start.
+_SEARCHED_BACK_S = (0.0, 2.0, 10.0, 60.0)
 
 
 class _Nameless:
@@ -106,35 +104,55 @@ class Video:
     def shown(self, from_s: float | None = None) -> Iterator[Shown]:
         """The pictures in the order and at the times a viewer sees them; times strictly increase.
 
-        With ``from_s``, a time of the container's clock, they begin with one that is on screen then or earlier: at the
-        key frame before it, or at the beginning where the container cannot be searched. Segments are then counted from
-        the first picture given. BadSource: the time stamps start again in the middle.
+        With ``from_s``, a time of the container's clock, they begin with one that is on screen then or earlier, or with
+        the first of all: at the last key frame before it, where the container can be searched and what is found proves
+        right. Segments are then counted from the first picture given. BadSource: the time stamps start again in the
+        middle.
         """
-        found = None if from_s is None else self._search(from_s)
+        found = None if from_s is None or not self._promise.searchable else self._search(from_s)
         if found is None:
-            if not self._fresh:
-                self._open()
-            self._fresh = False
-            found = self._pass()
+            self._rewind()
+            found = self._pass(self._packets())
         yield from found
 
+    def _rewind(self) -> None:
+        if not self._fresh:
+            self._open()
+        self._fresh = False
+        self._begin()
+
     def _search(self, from_s: float) -> Iterator[Shown] | None:
-        """The pictures from a key frame before ``from_s`` on; None where no search finds one."""
-        for back_s in _SEARCHED_BACK_S if self._promise.searchable else ():
-            self._fresh = False
-            try:
-                self._container.seek(int((from_s - back_s) / self.stream.time_base), stream=self.stream)
-            except av.FFmpegError:
-                return None
-            pictures = self._pass()
-            first = next(pictures, None)
-            if first is not None and first.time_s <= from_s and not self._read.unstamped:
-                return itertools.chain([first], pictures)
+        """The pictures from the last key frame on that is shown at ``from_s`` or earlier; None where none is found.
+
+        A key frame that comes too late is looked for farther back, and last from the file's start. Pictures that do not
+        begin with the key frame itself, as where a stream is refreshed bit by bit, may be spoilt.
+        """
+        for back_s in (*_SEARCHED_BACK_S, None):
+            if back_s is None:
+                self._rewind()
+            elif not self._sought(from_s - back_s):
+                continue
+            group = group_at(self._packets(), from_s, self.stream.time_base, self._promise)
+            if group is not None:
+                pictures = self._pass(group.packets, group.key_s)
+                first = next(pictures, None)
+                whole = first is not None and first.frame.key_frame and abs(first.time_s - group.key_s) < SAME_S
+                return itertools.chain([first], pictures) if first and whole and not self._read.unstamped else None
         return None
 
-    def _pass(self) -> Iterator[Shown]:
+    def _sought(self, time_s: float) -> bool:
+        """Whether the container found a place for a time, which may be any place."""
+        self._fresh = False
         self._begin()
-        ordered = in_order(self._decoded(), self._pace, self._wrong, self._promise.end_s)
+        try:
+            self._container.seek(round(time_s / self.stream.time_base), stream=self.stream)
+        except av.FFmpegError:
+            return False
+        return True
+
+    def _pass(self, packets: Iterator[Any], from_s: float = -math.inf) -> Iterator[Shown]:
+        """What is shown of the packets, from ``from_s`` on."""
+        ordered = in_order(self._decoded(packets, from_s), self._pace, self._wrong, self._promise.end_s)
         for picture in on_screen(ordered, self._pace, self._promise.last_until_s, self._promise.end_s):
             if not self.count:
                 self._first_s = picture.time_s
@@ -157,7 +175,7 @@ class Video:
             raise BadSource(f"truncated: {read.lost} of {read.packets} pictures could not be decoded")
         self._promise.check(self._first_s, self._end_s, read, self._wrong.latest_s, self._pace.usual_s)
 
-    def _decoded(self) -> Iterator[Stamped]:
+    def _decoded(self, packets: Iterator[Any], from_s: float) -> Iterator[Stamped]:
         """Pictures as they are decoded. What cannot be decoded is counted and passed over, as players do.
 
         A container that stores no times of presentation (AVI) has times of decoding: the same times, in another order.
@@ -166,7 +184,7 @@ class Video:
         base, read, presented = float(self.stream.time_base), self._read, self._promise.presented
         unused: list[int] = []
         last_s: float | None = None
-        for packet in self._packets():
+        for packet in packets:
             counts = last_s is not None and packet.size > 0
             read.packets += counts
             try:
@@ -185,7 +203,8 @@ class Video:
                     read.unstamped = True
                     time_s = 0.0 if last_s is None else last_s + self._pace.usual_s
                 last_s = time_s
-                yield Stamped(time_s, (frame.duration or 0) * base, (frame.width, frame.height), frame)
+                if time_s >= from_s - SAME_S:
+                    yield Stamped(time_s, (frame.duration or 0) * base, (frame.width, frame.height), frame)
 
     def _packets(self) -> Iterator[Any]:
         """The stream's packets, to the end or to where reading breaks off; other streams are only looked at."""

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from models.codec import LATENT_CHANNELS
 from training.data.buckets import Bucket, Shape
+from training.data.parts import parts
 from training.data.plan import BatchPlan, Sample
 from training.distributed.parallel import Parallel
 from training.encode.encoder import Encoded, Feed
@@ -19,7 +19,7 @@ from training.recipe import Recipe
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples of one bucket that a device takes at once. Tensors are on the device, ``sigma`` on the CPU.
+    """Samples of one shape that a device takes at once. Tensors are on the device, ``sigma`` on the CPU.
 
     Attributes:
         latents, noise: [B, 16, T, h, w].
@@ -38,8 +38,9 @@ class MicroBatch:
     last: bool
 
     @property
-    def bucket(self) -> Bucket:
-        return self.samples[0].bucket
+    def buckets(self) -> list[Bucket]:
+        """Of each sample its own: two buckets may have one shape."""
+        return [sample.bucket for sample in self.samples]
 
     @property
     def shape(self) -> Shape:
@@ -74,19 +75,9 @@ class Loader:
         encoded = self._feed.batch(step) if self._feed else None
         self.waited_s += time.perf_counter() - began
         recipe, parallel = self.plan.job.recipe, self._parallel
-        samples = self.plan.samples(step, parallel.data_rank, parallel.layout.data_ranks)
-        parts = list(micro_batches(samples, recipe.bucket_run, self._at_once))
-        for number, part in enumerate(parts, start=1):
-            yield assemble(part, encoded, parallel, recipe, last=number == len(parts))
-
-
-def micro_batches(samples: Sequence[Sample], run: int, at_once: Mapping[int, int]) -> Iterator[list[Sample]]:
-    """A rank's samples, a run from one bucket after the other, as many at once as fit; every rank has as many parts."""
-    for _, same in groupby(samples, key=lambda sample: sample.index // run):
-        together = list(same)
-        most = at_once[together[0].shape.frames]
-        for first in range(0, len(together), most):
-            yield together[first : first + most]
+        own = parts(self.plan, step, parallel.data_rank, parallel.layout.data_ranks, self._at_once)
+        for number, part in enumerate(own, start=1):
+            yield assemble(part, encoded, parallel, recipe, last=number == len(own))
 
 
 def assemble(

@@ -6,6 +6,7 @@ of them.
 """
 
 from functools import cached_property
+from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,10 +18,13 @@ from models.text_to_video import CodecName, TextName
 
 FOLDER = Path(__file__).parent / "recipes"
 
+DATA_RANKS = 32  # of the report's cluster: 256 devices in sequence groups of 8
+
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a moving average; at 1 it would stay as it began
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what generators of numpy and torch both take
+Kind = Literal["images", "videos"]
 Data = Literal["images", "videos", "balanced"]
 
 
@@ -45,7 +49,11 @@ class Recipe(BaseModel):
         image_batch, video_batch: samples a step over all devices.
         phases: in their order (section 5.3: videos alone first, then images and videos in balance).
         flow_shift: of the noise levels; 1 in training (section 5.1).
-        bucket_run: samples in a row of a step's batch that come from one bucket, and can be batched.
+        bucket_run: samples in a row of a step's batch that come from one bucket, and can be batched; empty: as many as
+            one of the report's 32 data ranks trains on in a step.
+        least_short_side: pixels that the shorter side of a clip's crop must have to be trained on (Figure 2: stages
+            filter by resolution and duration).
+        least_duration_s: seconds that a video must have to be trained on.
         caption: which caption of the manifest is trained on (section 3.3: dense ones).
         caption_drop: share of samples trained without their caption, which guidance needs in sampling.
         warmup_steps: steps over which the learning rate rises from zero; it is constant after.
@@ -66,7 +74,9 @@ class Recipe(BaseModel):
     phases: tuple[Phase, ...] = Field(min_length=1)
     fps: Count = 24
     flow_shift: Annotated[float, Field(gt=0)] = 1.0
-    bucket_run: Count = 8
+    bucket_run: Count | None = None
+    least_short_side: Annotated[int, Field(ge=0)] = 0
+    least_duration_s: Annotated[float, Field(ge=0)] = 0.0
     caption: Literal["caption_short", "caption_detailed"] = "caption_detailed"
     caption_drop: Share = 0.1
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
@@ -81,6 +91,25 @@ class Recipe(BaseModel):
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What the phases train on: images, videos, or both."""
+        drawn = {phase.data for phase in self.phases}
+        kinds: tuple[Kind, ...] = ("images", "videos")
+        return tuple(kind for kind in kinds if drawn & {kind, "balanced"})
+
+    def batch(self, kind: Kind) -> int:
+        """Samples of a step over all devices. ValueError: the recipe trains on none of the kind."""
+        size = self.image_batch if kind == "images" else self.video_batch
+        if size is None:
+            raise ValueError(f"recipe {self.name} has no batch of {kind}")
+        return size
+
+    def run(self, kind: Kind) -> int:
+        """Samples in a row of a step's batch that come from one bucket."""
+        size = self.batch(kind)
+        return self.bucket_run or size // gcd(size, DATA_RANKS)
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step number ``step``, from 0: a linear rise over ``warmup_steps``, then constant."""
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
@@ -88,16 +117,15 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         latent_shape(self.frames, self.height, self.width)  # says what would fit
-        kinds = {phase.data for phase in self.phases}
         for kind, batch, field in (
             ("images", self.image_batch, "image_batch"),
             ("videos", self.video_batch, "video_batch"),
         ):
-            if kinds & {kind, "balanced"} and batch is None:
+            if kind in self.kinds and batch is None:
                 raise ValueError(f"a phase trains on {kind}, and there is no {field}")
-            if batch is not None and batch % self.bucket_run:
+            if batch is not None and self.bucket_run and batch % self.bucket_run:
                 raise ValueError(f"{field} {batch} is not made of whole runs of {self.bucket_run} from one bucket")
-        if self.frames == 1 and kinds != {"images"}:
+        if self.frames == 1 and self.kinds != ("images",):
             raise ValueError("with one frame there are only images to train on")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"the warm-up of {self.warmup_steps} steps leaves none of {self.steps}")

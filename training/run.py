@@ -21,6 +21,7 @@ class EncodeConfig(BaseModel):
     token_file: str | None = Field(None, description="File with the servers' token; servers on loopback may have none")
     buffer_gb: float = Field(4.0, gt=0, description="Most that a data rank's buffer of batches holds ahead of training")
     buffer_folder: str | None = Field(None, description="Where the buffers are: a local disk; empty: shared memory")
+    most_bad_clips: float = Field(0.01, ge=0, le=1, description="Share of samples whose clips may not be readable")
     patience_s: float = Field(600.0, gt=0, description="How long no server may answer before the run fails")
 
 

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -14,17 +15,21 @@ TINY = {"num_layers": 3, "num_attention_heads": 4, "attention_head_dim": 16}
 SMALL = {**TINY, "joint_attention_dim": 24, "pooled_projection_dim": 20}
 
 
+def drawn(name: str, shape: Sequence[int]) -> torch.Tensor:
+    """Values float64 for the weight of this name, from a generator that is seeded by the name."""
+    values = np.asarray(np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(shape)))
+    if len(shape) >= 2:
+        values = values / math.sqrt(math.prod(shape[1:]))
+    else:
+        values = 0.1 * values + (1 if name.endswith("weight") else 0)
+    return torch.from_numpy(np.asarray(values))
+
+
 def fill(model: Net) -> Net:
-    """Give every weight values drawn from a generator that is seeded by the weight's name."""
-    state = model.state_dict()
-    for name, tensor in state.items():
-        values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))
-        if tensor.ndim >= 2:
-            values /= math.sqrt(math.prod(tensor.shape[1:]))
-        else:
-            values = 0.1 * values + (1 if name.endswith("weight") else 0)
-        state[name] = torch.from_numpy(values).to(tensor.dtype)
-    model.load_state_dict(state)
+    """Give every weight the values that are drawn for its name."""
+    model.load_state_dict(
+        {name: drawn(name, tensor.shape).to(tensor.dtype) for name, tensor in model.state_dict().items()}
+    )
     return model
 
 

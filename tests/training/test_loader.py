@@ -5,9 +5,10 @@ import torch
 
 from tests.training.small_data import row, small_recipe, write_manifest
 from training.data.manifest import open_manifest
+from training.data.parts import parts
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
-from training.loader import draws, micro_batches
+from training.loader import draws
 
 RECIPE = small_recipe(frames=25, video_batch=16, image_batch=16, bucket_run=4)
 
@@ -26,17 +27,17 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> BatchPlan:
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 8])
-def test_every_rank_has_as_many_micro_batches_each_of_one_bucket(plan: BatchPlan, ranks: int, at_once: int) -> None:
+def test_every_rank_has_as_many_micro_batches_each_of_one_shape(plan: BatchPlan, ranks: int, at_once: int) -> None:
     """Each is a collective: a rank that had one more would wait for ever."""
     most = dict.fromkeys(range(1, 126), at_once)
     for step in range(plan.steps):
         samples = [plan.samples(step, rank, ranks) for rank in range(ranks)]
-        parts = [list(micro_batches(own, RECIPE.bucket_run, most)) for own in samples]
-        assert len({tuple(map(len, own)) for own in parts}) == 1
-        for own, whole in zip(parts, samples, strict=True):
-            assert [sample for part in own for sample in part] == whole
-            assert all(len({sample.bucket for sample in part}) == 1 for part in own)
-            assert all(len(part) <= at_once for part in own)
+        divided = [parts(plan, step, rank, ranks, most) for rank in range(ranks)]
+        assert len(set(map(len, divided))) == 1
+        for own, whole in zip(divided, samples, strict=True):
+            assert sorted((s for part in own for s in part), key=lambda s: s.index) == whole
+            assert all(len({sample.shape for sample in part}) == 1 for part in own)
+            assert all(0 < len(part) <= at_once for part in own)
 
 
 def test_ranks_that_share_a_sample_see_one_noise_and_one_timestep_and_others_see_others(plan: BatchPlan) -> None:

@@ -4,38 +4,40 @@ Files are read as curation reads them (``media``): the stream that a player show
 pixels and in sRGB, also of high dynamic range. Only what is trained on is decoded: from the key frame before the clip's
 start to its last frame. Frames are taken at the recipe's rate, each the one that is on screen at that time, so clips of
 any rate, also a variable one, move at the speed they were filmed at. A clip that is longer than its bucket is truncated
-at its end.
+at its end; nothing before its start or after its end is shown.
 """
 
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from math import ceil
-from typing import IO
+from math import ceil, isfinite
+from typing import IO, cast
 
-import av
 import cv2
 import numpy as np
 import torch
+from av import FFmpegError
 from numpy.typing import NDArray
 from torch import Tensor
 
 from media.display import Display
 from media.image import is_image, read_image
-from media.paths import fs_of, is_local, path_of_uri
-from media.video import Shown, Video
+from media.video import SAME_S, Shown, Video
 from training.data.buckets import Shape
 from training.data.manifest import Clip
+from training.data.sources import Source, SourceUnavailable, from_source
+
+__all__ = ["ClipError", "SourceUnavailable", "cover", "read_clip", "to_float"]
 
 Image = NDArray[np.uint8]
 
 GRACE = 0.5  # of a frame's time: how much later than asked for a frame may begin, as rates are rounded
-SHORT = 1  # frames, of the recipe's rate, that may be missing at the end: then the last stays on screen
+SHORT = 1  # frames, of the recipe's rate, that a source may end too early: then the last stays on screen
 HEAD = 4096  # bytes that tell an image from a video
 
 
 class ClipError(ValueError):
-    """A clip that cannot be read; the message names it and its source."""
+    """A clip that cannot be read, and could not be the next time either; the message names it and its source."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +69,58 @@ class Crop:
 def read_clip(clip: Clip, shape: Shape, fps: int) -> Tensor:
     """The clip's first frames, uint8 RGB [frames, height, width, 3], or an image's one.
 
-    ClipError: the source is missing or cannot be decoded, has frames of another size than the manifest says, breaks
-    off inside the clip, or ends before the clip does.
+    ClipError: the row is impossible, the source is missing or cannot be decoded, has frames of another size than the
+    manifest says, shows none at the clip's start, breaks off inside the clip, or ends before the clip does.
+    SourceUnavailable: storage failed, and kept failing for about a minute; the clip may be good.
     """
-    crop = Crop.of_clip(clip)
     try:
-        with _opened(clip.source_uri) as file:
-            still = is_image(file.read(HEAD))
-            file.seek(0)
-            pictures = _image(file, clip) if still else _video(file, clip, shape, fps)
-            whole = [cover(crop.of(picture), shape.height, shape.width) for picture in pictures]
-    except (av.FFmpegError, OSError, ValueError, cv2.error) as problem:
+        _check_row(clip, shape, fps)
+        whole = from_source(clip.source_uri, lambda source: _pictures(source, clip, shape, fps))
+    except SourceUnavailable:
+        raise
+    except Exception as problem:
+        if isinstance(problem, MemoryError) and not isinstance(problem, FFmpegError):
+            raise  # this machine's; FFmpeg says so of files that ask for absurd sizes
         words = str(problem) or type(problem).__name__
         raise ClipError(f"clip {clip.clip_id} of {clip.source_uri} cannot be read: {words}") from problem
     missing = shape.frames - len(whole)
-    if missing > SHORT:
+    if missing > SHORT or not whole:
         raise ClipError(
             f"clip {clip.clip_id} of {clip.source_uri} has {len(whole)} frames from {clip.start_s:.3f} s on, "
             f"not {shape.frames}: is the source another than the manifest's?"
         )
     return torch.from_numpy(np.stack(whole + whole[-1:] * missing))
+
+
+def _check_row(clip: Clip, shape: Shape, fps: int) -> None:
+    """ValueError: no file could be read as this row says."""
+    if min(clip.width, clip.height, clip.crop_w, clip.crop_h) < 1:
+        raise ValueError(f"{clip.width} x {clip.height} pixels, cropped to {clip.crop_w} x {clip.crop_h}, are no size")
+    across, down = clip.crop_x + clip.crop_w, clip.crop_y + clip.crop_h
+    if min(clip.crop_x, clip.crop_y) < 0 or across > clip.width or down > clip.height:
+        raise ValueError(
+            f"its crop from {clip.crop_x}, {clip.crop_y} to {across}, {down} is not inside its {clip.width} x "
+            f"{clip.height} pixels"
+        )
+    if not isfinite(clip.start_s) or not isfinite(clip.end_s):
+        raise ValueError(f"{clip.start_s} s to {clip.end_s} s are no times")
+    last_s = (shape.frames - 1) / fps
+    if clip.end_s < clip.start_s or (last_s and clip.end_s - clip.start_s <= last_s):
+        raise ValueError(
+            f"it is {clip.end_s - clip.start_s:.3f} s long, and the last of {shape.frames} frames is at {last_s:.3f} s"
+        )
+
+
+def _pictures(source: Source, clip: Clip, shape: Shape, fps: int) -> list[Image]:
+    """The clip's pictures as they are trained on, as many as the source has of ``shape.frames``."""
+    file = cast(IO[bytes], source)
+    still = is_image(file.read(HEAD))
+    file.seek(0)
+    if not still:
+        return list(_video(file, clip, shape, fps))
+    image = read_image(file)
+    _check_size(clip, image.shape[1], image.shape[0])
+    return [cover(Crop.of_clip(clip).of(image), shape.height, shape.width)]
 
 
 def cover(image: Image, height: int, width: int) -> Image:
@@ -104,28 +138,20 @@ def to_float(frames: Tensor) -> Tensor:
     return (frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1).contiguous()
 
 
-def _opened(uri: str) -> IO[bytes]:
-    if is_local(uri):
-        return open(path_of_uri(uri), "rb")
-    fs, path = fs_of(uri)
-    return fs.open(path, "rb")
-
-
-def _image(file: IO[bytes], clip: Clip) -> Iterator[Image]:
-    image = read_image(file)
-    _check_size(clip, image.shape[1], image.shape[0])
-    yield image
-
-
 def _video(file: IO[bytes], clip: Clip, shape: Shape, fps: int) -> Iterator[Image]:
-    """The clip's frames at the recipe's rate, whole, at most about twice as large as the shape asks for."""
+    """The clip's frames at the recipe's rate."""
+    crop = Crop.of_clip(clip)
     with closing(Video(file, threads=0)) as video:
         display: Display | None = None
-        for shown in _at_times(video, clip.start_s, shape.frames, fps):
+        before: Shown | None = None
+        for shown in _at_times(video, clip, shape.frames, fps):
             if display is None or display.stored != (shown.frame.width, shown.frame.height):
                 display = Display.of(shown.frame, video.stream.sample_aspect_ratio)
                 _check_size(clip, display.width, display.height)
-            yield display.picture(shown.frame, _longest(clip, shape))
+            if shown is not before:  # else it stays on screen
+                picture = crop.of(display.picture(shown.frame, _longest(clip, shape)))
+                covered, before = cover(picture, shape.height, shape.width), shown
+            yield covered
 
 
 def _check_size(clip: Clip, width: int, height: int) -> None:
@@ -142,17 +168,28 @@ def _longest(clip: Clip, shape: Shape) -> int:
     return ceil(2 * scale * max(clip.width, clip.height))
 
 
-def _at_times(video: Video, start_s: float, count: int, fps: int) -> Iterator[Shown]:
-    """For each of ``count`` times from ``start_s`` on, ``1 / fps`` apart, the picture that is then on screen."""
-    grace = GRACE / fps
-    given = 0
-    first: Shown | None = None
-    for shown in video.shown(from_s=start_s - grace):
-        while given < count and start_s + given / fps + grace / 2 < shown.end_s:
-            first = first or shown
+def _at_times(video: Video, clip: Clip, count: int, fps: int) -> Iterator[Shown]:
+    """For each of ``count`` times from the clip's start on, ``1 / fps`` apart, the picture that is then on screen.
+
+    A picture that begins up to a quarter of a frame after its time counts as well, if the one before is nearly over:
+    24 and 23.976 frames a second are then the same pictures. ValueError: there is none at the first time.
+    """
+    first = last = None
+    times_s = [clip.start_s + number / fps for number in range(count)]
+    for shown in video.shown(from_s=clip.start_s):
+        if shown.time_s > clip.end_s - SAME_S:
+            break
+        early_s = min(GRACE / fps, shown.end_s - shown.time_s) / 2
+        while times_s and times_s[0] + early_s < shown.end_s:
+            if first is None and shown.time_s > clip.start_s + GRACE / fps:
+                raise ValueError(f"it has no picture at {clip.start_s:.3f} s: the next one is at {shown.time_s:.3f} s")
+            first, last = first or shown, shown
             if shown.segment != first.segment:
                 raise ValueError(f"its video breaks off or changes its size at {shown.time_s:.3f} s, inside the clip")
+            times_s.pop(0)
             yield shown
-            given += 1
-        if given == count:
+        if not times_s:
             return
+    while last is not None and times_s and times_s[0] < last.end_s:
+        times_s.pop(0)
+        yield last  # to the end of the clip

@@ -8,28 +8,24 @@ with the very samples it would have had, an encode server on another machine kno
 - A cost class has its share of the steps in proportion to its clips, at least one where there are steps enough. Its
   clips are drawn without replacement, epoch after epoch, in runs from one bucket, each of which a rank can batch. The
   last run of a bucket in an epoch is filled up with clips of the same bucket: no bucket is too small to be trained on.
+- Clips that the recipe does not take, too small or too short, are in no step (``selection``).
 """
 
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from models.codec import LATENT_CHANNELS
 from training.data.buckets import Bucket, Shape, shape_of
-from training.data.manifest import Clip, Manifest, ManifestError
-from training.recipe import Recipe, Seed
+from training.data.manifest import Clip, Manifest, ManifestError, Rows
+from training.data.permutation import permuted
+from training.data.selection import select
+from training.recipe import Kind, Recipe, Seed
 
-Kind = Literal["images", "videos"]
-Rows = NDArray[np.int64]
-
-EPOCHS_KEPT = 8  # of shuffled clips, in memory
 DRAWS = 2**64
 
 _log = logging.getLogger(__name__)
@@ -75,49 +71,60 @@ class Sample:
 
 
 class CostClass:
-    """The buckets of as many frames, and the order in which their clips are drawn."""
+    """The buckets of as many frames, and the order in which their clips are drawn.
 
-    def __init__(self, buckets: dict[Bucket, Rows], run: int, key: Sequence[int]) -> None:
-        self.buckets = list(buckets)
-        self.clips = sum(map(len, buckets.values()))
-        self.runs_in_epoch = sum(-(-len(rows) // run) for rows in buckets.values())
-        self._rows, self._run, self._key = list(buckets.values()), run, key
-        self._epoch = lru_cache(EPOCHS_KEPT)(self._shuffled)
+    The order is a permutation of which any place can be asked for, so an epoch of a hundred million clips begins as
+    fast as one of a hundred, and takes no memory.
+    """
+
+    def __init__(self, rows: dict[Bucket, Rows], run: int, key: Sequence[int]) -> None:
+        self.buckets = list(rows)
+        self.clips = sum(map(len, rows.values()))
+        self._rows, self._run, self._key = list(rows.values()), run, key
+        self._ends = np.cumsum([-(-len(own) // run) for own in self._rows])  # of each bucket's runs in an epoch
+        self.runs_in_epoch = int(self._ends[-1])
 
     def runs(self, first: int, count: int) -> Iterator[tuple[Bucket, Rows]]:
         """``count`` runs of the endless sequence, from number ``first``: a bucket and rows of it each."""
-        for number in range(first, first + count):
-            epoch, place = divmod(number, self.runs_in_epoch)
-            buckets, rows = self._epoch(epoch)
-            yield self.buckets[buckets[place]], rows[place]
+        for epoch, bucket, nth in self._drawn(first, count):
+            rows = self._rows[bucket]
+            places = np.arange(nth * self._run, (nth + 1) * self._run) % len(rows)  # repeats the first to fill up
+            key = _hashed(*self._key, epoch, str(self.buckets[bucket]))
+            yield self.buckets[bucket], rows[permuted(places, len(rows), key)]
 
-    def _shuffled(self, epoch: int) -> tuple[Rows, Rows]:
-        """Of each run of an epoch, its bucket's number, and its rows [runs, run]."""
-        random = np.random.default_rng([*self._key, epoch])
-        parts = []
-        for rows in self._rows:
-            order = rows[random.permutation(len(rows))]
-            parts.append(np.resize(order, (-(-len(order) // self._run), self._run)))  # repeats the first to fill up
-        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        order = random.permutation(len(numbers))
-        return numbers[order], np.concatenate(parts)[order]
+    def buckets_of(self, first: int, count: int) -> list[Bucket]:
+        """The buckets of the same runs."""
+        return [self.buckets[bucket] for _, bucket, _ in self._drawn(first, count)]
+
+    def _drawn(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """For each run its epoch, its bucket's number, and its number among the bucket's runs of the epoch."""
+        while count:
+            epoch, place = divmod(first, self.runs_in_epoch)
+            here = min(count, self.runs_in_epoch - place)
+            numbers = permuted(np.arange(place, place + here), self.runs_in_epoch, _hashed(*self._key, epoch))
+            buckets = np.searchsorted(self._ends, numbers, side="right")
+            for bucket, number in zip(buckets.tolist(), numbers.tolist(), strict=True):
+                yield epoch, bucket, number - (int(self._ends[bucket - 1]) if bucket else 0)
+            first, count = first + here, count - here
 
 
 class BatchPlan:
     """The samples of every step of a run.
 
     Attributes:
-        rows: for each bucket the numbers of its rows, ascending.
+        selection: the clips that the recipe takes, and what it leaves out.
+        rows: for each bucket the numbers of the rows that it takes, ascending.
         unvisited: buckets that no step draws from, as there are more cost classes than steps; empty in real runs.
 
     Raises:
-        ManifestError: the recipe trains on images or on videos, and the manifest has none.
+        ManifestError: the recipe trains on images or on videos, and the manifest has none that it takes.
     """
 
     def __init__(self, manifest: Manifest, job: Job) -> None:
         if manifest.fingerprint != job.manifest:
             raise ManifestError(f"the job is for manifest {job.manifest}, and this is {manifest.fingerprint}")
-        self.job, self.manifest, self.rows = job, manifest, manifest.rows
+        self.job, self.manifest, self.selection = job, manifest, select(manifest, job.recipe)
+        self.rows = self.selection.rows
         self._kinds = [_kind_of_step(phase.data, i) for phase in job.recipe.phases for i in range(phase.steps)]
         places: dict[Kind, int] = {"images": 0, "videos": 0}
         self._places = np.zeros(len(self._kinds), np.int64)  # of a step among those of its kind
@@ -140,10 +147,7 @@ class BatchPlan:
 
     def batch_size(self, step: int) -> int:
         """Samples of a step over all ranks."""
-        recipe = self.job.recipe
-        size = recipe.image_batch if self._kinds[step] == "images" else recipe.video_batch
-        assert size is not None  # the recipe says so
-        return size
+        return self.job.recipe.batch(self._kinds[step])
 
     def samples(self, step: int, data_rank: int = 0, data_ranks: int = 1) -> list[Sample]:
         """The samples of a step that one data rank trains on, in order; every rank has as many.
@@ -151,16 +155,21 @@ class BatchPlan:
         Raises:
             ValueError: the batch does not divide among so many ranks (``check_ranks`` says so for the whole run).
         """
-        size, run = self.batch_size(step), self.job.recipe.bucket_run
-        share = _share(size, data_ranks, run)
+        run, share = self.job.recipe.run(self._kinds[step]), _share(self.batch_size(step), data_ranks)
         first, last = data_rank * share // run, -(-(data_rank + 1) * share // run)
-        found = [
-            self._sample(step, number * run + place, bucket, int(row))
-            for number, (bucket, rows) in enumerate(self._runs(step, first, last - first), start=first)
-            for place, row in enumerate(rows)
-        ]
+        chosen, before = self._place(step)
+        drawn = [(bucket, row) for bucket, rows in chosen.runs(before + first, last - first) for row in rows.tolist()]
         skipped = data_rank * share - first * run
-        return found[skipped : skipped + share]
+        own = drawn[skipped : skipped + share]
+        return [self._sample(step, index, *one) for index, one in enumerate(own, start=data_rank * share)]
+
+    def shapes(self, step: int) -> list[Shape]:
+        """The shapes of the whole batch of a step, in its order."""
+        recipe = self.job.recipe
+        run = recipe.run(self._kinds[step])
+        chosen, before = self._place(step)
+        buckets = chosen.buckets_of(before, self.batch_size(step) // run)
+        return [shape for bucket in buckets for shape in [shape_of(bucket, recipe)] * run]
 
     def replacement(self, sample: Sample, attempt: int) -> Sample:
         """The sample with another clip, for one that cannot be read: of the same bucket, shape, place and seed.
@@ -174,7 +183,7 @@ class BatchPlan:
         """
         if attempt < 1:
             raise ValueError(f"attempts are counted from 1, and this is {attempt}")
-        rows = self.rows[sample.bucket]
+        rows = self.rows.get(sample.bucket, np.zeros(0, np.int64))
         place = int(np.searchsorted(rows, sample.row))
         if place == len(rows) or rows[place] != sample.row:
             raise ValueError(f"clip {sample.clip.clip_id} is none of bucket {sample.bucket}")
@@ -187,21 +196,19 @@ class BatchPlan:
 
     def values(self, step: int) -> int:
         """Latent numbers of the whole batch of a step: what its loss is the mean over."""
-        run = self.job.recipe.bucket_run
-        runs = self._runs(step, 0, self.batch_size(step) // run)
-        return sum(run * values(shape_of(bucket, self.job.recipe)) for bucket, _ in runs)
+        return sum(map(values, self.shapes(step)))
 
     def check_ranks(self, data_ranks: int) -> None:
         """ValueError unless the recipe's batches divide among so many data ranks."""
-        for size in (self.job.recipe.image_batch, self.job.recipe.video_batch):
-            if size is not None:
-                _share(size, data_ranks, self.job.recipe.bucket_run)
+        for kind in self.job.recipe.kinds:
+            _share(self.job.recipe.batch(kind), data_ranks)
 
-    def _runs(self, step: int, first: int, count: int) -> Iterator[tuple[Bucket, Rows]]:
-        kind, place = self._kinds[step], self._places[step]
-        chosen, earlier = (of_steps[place] for of_steps in self._order[kind])
-        in_step = self.batch_size(step) // self.job.recipe.bucket_run
-        return self._classes[kind][chosen].runs(int(earlier) * in_step + first, count)
+    def _place(self, step: int) -> tuple[CostClass, int]:
+        """The cost class of a step, and how many runs earlier steps took of it."""
+        kind, recipe = self._kinds[step], self.job.recipe
+        order, earlier = self._order[kind]
+        place = self._places[step]
+        return self._classes[kind][order[place]], int(earlier[place]) * (recipe.batch(kind) // recipe.run(kind))
 
     def _sample(self, step: int, index: int, bucket: Bucket, row: int) -> Sample:
         recipe, clip = self.job.recipe, self.manifest.clip(row)
@@ -213,13 +220,14 @@ class BatchPlan:
     def _cost_classes(self, kind: Kind, number: int) -> list[CostClass]:
         recipe = self.job.recipe
         by_frames: dict[int, dict[Bucket, Rows]] = {}
-        for bucket, rows in self.manifest.rows.items():
+        for bucket, rows in self.rows.items():
             if bool(bucket.duration_s) == (kind == "videos"):
                 by_frames.setdefault(shape_of(bucket, recipe).frames, {})[bucket] = rows
         if not by_frames:
-            raise ManifestError(f"recipe {recipe.name} trains on {kind}, and the manifest has none")
-        run = recipe.bucket_run
-        return [CostClass(b, run, (self.job.seed, number, f)) for f, b in sorted(by_frames.items())]
+            reasons = self.selection.reasons(videos=kind == "videos")
+            said = ": " + ", ".join(f"{count} are {reason}" for reason, count in reasons.items()) if reasons else ""
+            raise ManifestError(f"recipe {recipe.name} trains on {kind}, and the manifest has none that it takes{said}")
+        return [CostClass(own, recipe.run(kind), (self.job.seed, number, f)) for f, own in sorted(by_frames.items())]
 
     def _class_of_steps(self, kind: Kind, steps: int, number: int) -> tuple[Rows, Rows]:
         """For every step of a kind its cost class, and how many earlier ones have the same."""
@@ -259,13 +267,13 @@ def _kind_of_step(data: str, step: int) -> Kind:
     return "images" if data == "images" else "videos"
 
 
-def _share(size: int, data_ranks: int, run: int) -> int:
-    """A rank's samples of a step; whole runs, or a run in equal parts, so that all ranks have as many batches."""
+def _share(size: int, data_ranks: int) -> int:
+    """A rank's samples of a step; all ranks have as many."""
     share, rest = divmod(size, data_ranks)
-    if rest or max(share, run) % min(share, run):
+    if rest:
         raise ValueError(
-            f"a batch of {size} samples in runs of {run} from one bucket does not divide evenly among {data_ranks} "
-            "ranks of data; change the number of ranks, or the recipe's batch sizes or bucket_run"
+            f"a batch of {size} samples does not divide evenly among {data_ranks} ranks of data; change the number of "
+            "ranks, or the recipe's batch sizes"
         )
     return share
 

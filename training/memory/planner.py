@@ -66,7 +66,8 @@ def table(planned: Plan, every: bool = False, peak_tflops: float | None = None, 
         row = [str(each.bucket), str(each.shape), f"{each.tokens:,}", f"{each.rank_tokens:,}"]
         row += [f"{value / TERA:,.2f}" for value in flops]
         row += [f"{each.sample_bytes / GIB:.2f}", str(at_once or "NONE"), f"{each.peak_bytes / GIB:.1f}"]
-        row += [str(samples), str(parts_of_step(samples, planned.recipe.bucket_run, at_once) or "-")]
+        run = planned.recipe.run("videos" if each.bucket.duration_s else "images")
+        row += [str(samples), str(parts_of_step(samples, run, at_once) or "-")]
         if peak_tflops is not None and mfu is not None:
             row.append(f"{seconds_of_step(planned, each, peak_tflops, mfu):.2f}")
         rows.append(row)

@@ -71,16 +71,17 @@ class Metrics:
         yield
         self._apart += time.perf_counter() - began
 
-    def add(self, bucket: Bucket, shape: Shape, sigma: Tensor, text_tokens: int, errors: Tensor) -> None:
+    def add(self, buckets: Sequence[Bucket], shape: Shape, sigma: Tensor, text_tokens: int, errors: Tensor) -> None:
         """Add a micro-batch.
 
         Args:
+            buckets: of each of its B samples; ``shape`` is of all.
             sigma: noise levels [B], on the CPU.
             errors: [B], each sample's summed squared error over this rank's tokens, on the device.
         """
         samples = len(sigma)
         bands = (sigma * BANDS).long().clamp(max=BANDS - 1)
-        slots = torch.cat([bands, torch.full_like(bands, self._places[bucket])])
+        slots = torch.cat([bands, torch.tensor([self._places[bucket] for bucket in buckets])])
         self._errors.index_add_(0, slots.to(errors.device, non_blocking=True), errors.detach().repeat(2))
         if self._parallel.leader:  # of the whole sample, once
             self._values.index_add_(0, slots, torch.full((2 * samples,), float(values(shape)), dtype=torch.float64))

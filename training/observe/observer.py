@@ -39,7 +39,7 @@ class Observer:
 
     def micro_batch(self, step: int, batch: MicroBatch, errors: Tensor) -> None:
         """Note what was trained on. ``errors`` are float32 [B], as ``Metrics.add`` takes them."""
-        self._metrics.add(batch.bucket, batch.shape, batch.sigma, batch.tokens.shape[1], errors)
+        self._metrics.add(batch.buckets, batch.shape, batch.sigma, batch.tokens.shape[1], errors)
         self._lineage.add(step, batch.samples, batch.sigma)
 
     def step(self, step: int, loss: Tensor, norm: Tensor, waited_s: float) -> None:

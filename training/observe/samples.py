@@ -4,8 +4,7 @@ Every rank samples: the ranks together hold the model, so all make as many passe
 ranks write what they made.
 """
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +20,8 @@ from models.video_file import GenerationMetadata, write_video
 from models.wan_vae import WanCodec, load_wan_codec
 from training.checkpoint.checkpoints import State
 from training.data.buckets import Bucket, shape_of
-from training.data.manifest import Manifest
+from training.data.manifest import Manifest, Rows
+from training.data.selection import select
 from training.distributed.parallel import Parallel
 from training.encode.encoding import Embed
 from training.recipe import Recipe
@@ -51,10 +51,10 @@ class Sampler:
     ) -> None:
         self._recipe, self._config, self._parallel = recipe, config, parallel
         self._folder, self._source = folder / "samples", source
-        bucket = sampled_bucket(manifest, recipe)
+        rows = select(manifest, recipe).rows
+        bucket = sampled_bucket(rows, recipe)
         self._shape = shape_of(bucket, recipe)
-        captions = (getattr(manifest.clip(int(row)), recipe.caption) for row in manifest.rows[bucket])
-        self.prompts = list(config.prompts or islice(dict.fromkeys(captions), config.sample_count))
+        self.prompts = list(config.prompts) or manifest.captions(rows[bucket], recipe.caption, config.sample_count)
         self._text = _shared(self.prompts, embed, self._folder / "prompts.safetensors", parallel)
 
     def made(self, step: int) -> bool:
@@ -99,9 +99,13 @@ class Sampler:
         return self._folder / f"step-{step:08d}" / f"{index:02d}.mp4"
 
 
-def sampled_bucket(manifest: Manifest, recipe: Recipe) -> Bucket:
-    """The bucket that sample videos have the shape of: of the longest that are trained on, that of most clips."""
-    trained = {b: len(rows) for b, rows in manifest.rows.items() if bool(b.duration_s) == (recipe.frames > 1)}
+def sampled_bucket(rows: Mapping[Bucket, Rows], recipe: Recipe) -> Bucket:
+    """The bucket that sample videos have the shape of: of the longest that are trained on, that of most clips.
+
+    Images where the recipe trains on no videos, whatever frames it allows.
+    """
+    videos = "videos" in recipe.kinds
+    trained = {bucket: len(own) for bucket, own in rows.items() if bool(bucket.duration_s) == videos}
     return max(trained, key=lambda bucket: (shape_of(bucket, recipe).frames, trained[bucket], bucket))
 
 

@@ -167,8 +167,8 @@ def test_frames_of_another_size_than_the_manifest_says_are_an_error(tmp_path: Pa
     assert read_clip(first, Shape(9, 48, 80), 24).float().mean() < 80
     assert read_clip(second, Shape(9, 64, 48), 24).float().mean() > 140
     with pytest.raises(ClipError, match=r"breaks off or changes its size at 1\.000 s, inside the clip"):
-        read_clip(replace(first, start_s=times[12]), Shape(24, 48, 80), 24)
-    for wrong in (replace(first, start_s=times[24]), replace(first, width=82)):
+        read_clip(replace(first, start_s=times[12], end_s=times[24] + 1), Shape(24, 48, 80), 24)
+    for wrong in (replace(first, start_s=times[24], end_s=times[24] + 1), replace(first, width=82)):
         with pytest.raises(ClipError, match=r"its pictures are \d+ x \d+, and \d+ x 48 in the manifest"):
             read_clip(wrong, Shape(9, 48, 80), 24)
 

@@ -1,5 +1,6 @@
 """Which clips a step trains on: the same for any number of ranks, all of them, and of one cost at a time."""
 
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.training.small_data import row, small_recipe, write_manifest
 from training.data.buckets import Bucket
 from training.data.manifest import Manifest, ManifestError, open_manifest
-from training.data.plan import BatchPlan, Job, Sample, quotas
+from training.data.plan import BatchPlan, CostClass, Job, Sample, quotas
 from training.recipe import Recipe
 
 # clips of each bucket: one has a single clip, far less than a batch
@@ -108,6 +109,43 @@ def test_captions_are_dropped_as_often_as_the_recipe_says(manifest: Manifest) ->
     assert all(sample.caption == sample.clip.caption_detailed for sample in kept)
 
 
+def test_an_epoch_takes_every_clip_once_before_any_comes_again() -> None:
+    sizes = {Bucket(5, "16x9"): 12, Bucket(5, "1x1"): 8, Bucket(5, "9x16"): 4}
+    rows = {bucket: np.arange(size) + 100 * number for number, (bucket, size) in enumerate(sizes.items())}
+    drawn = CostClass(rows, run=4, key=(0,))
+    assert drawn.runs_in_epoch == 6
+    for epoch in range(5):
+        runs = list(drawn.runs(6 * epoch, 6))
+        assert sorted(row for _, own in runs for row in own) == sorted(row for own in rows.values() for row in own)
+        assert all(set(own) <= set(rows[bucket]) for bucket, own in runs)
+        assert drawn.buckets_of(6 * epoch, 6) == [bucket for bucket, _ in runs]
+    across = [(bucket, own.tolist()) for bucket, own in drawn.runs(4, 9)]
+    assert across == [(bucket, own.tolist()) for n in range(4, 13) for bucket, own in drawn.runs(n, 1)]
+
+
+def test_an_epoch_of_sixty_million_clips_begins_without_an_array_of_them() -> None:
+    class Places:
+        """Stands for a mapped column of row numbers, and says which were asked for."""
+
+        asked = 0
+
+        def __len__(self) -> int:
+            return 60_000_000
+
+        def __getitem__(self, places: np.ndarray) -> np.ndarray:
+            self.asked += len(places)
+            return places
+
+    places = Places()
+    drawn = CostClass({Bucket(0, "1x1"): places}, run=128, key=(0,))  # type: ignore[dict-item]
+    tracemalloc.start()
+    runs = [run for epoch in range(4) for _, run in drawn.runs(epoch * drawn.runs_in_epoch, 2)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert places.asked == 8 * 128 and len(set(np.concatenate(runs).tolist())) > 1000
+    assert peak < 2**20
+
+
 def test_a_clip_that_cannot_be_read_is_replaced_by_each_other_of_its_bucket_once(manifest: Manifest) -> None:
     plan, elsewhere = planned(manifest), planned(manifest)
     for step in range(0, plan.steps, 7):
@@ -180,13 +218,13 @@ def test_values_are_those_of_all_samples(manifest: Manifest) -> None:
 
 
 def test_ranks_that_do_not_divide_a_batch_are_refused(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match="16 samples in runs of 4 from one bucket does not divide evenly among 3"):
+    with pytest.raises(ValueError, match="16 samples does not divide evenly among 3 ranks"):
         planned(manifest).check_ranks(3)
 
 
 def test_a_manifest_without_what_a_phase_wants_is_refused(tmp_path: Path) -> None:
     write_manifest([row(0, tmp_path / "a.mp4", (48, 80), "16x9", 5, 5.0)], tmp_path / "manifest")
-    with pytest.raises(ManifestError, match="recipe small trains on images, and the manifest has none"):
+    with pytest.raises(ManifestError, match="recipe small trains on images, and the manifest has none that it takes"):
         planned(open_manifest([str(tmp_path / "manifest")], tmp_path / "cache"))
 
 

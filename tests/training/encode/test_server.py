@@ -26,10 +26,10 @@ from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode import server as encode_server
 from training.encode import wire
+from training.encode.answers import EncodeServer
 from training.encode.client import EncodeClient
 from training.encode.encoder import Encoded, EncodeHere, Encoder, load_encoder
 from training.encode.reading import BadClip
-from training.encode.server import EncodeServer
 from training.encode.servers import NoServer, Servers, WrongToken, in_order, is_loopback
 from training.encode.status import server_status
 from training.recipe import Recipe

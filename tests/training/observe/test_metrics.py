@@ -29,8 +29,8 @@ def test_a_line_is_the_mean_over_its_steps_by_band_and_by_bucket() -> None:
     told = metrics(peak=1.0)
     per_value = {WIDE: torch.tensor([0.5, 1.5]), TALL: torch.tensor([3.0])}
     for step in range(2):
-        told.add(WIDE, SHORT, torch.tensor([0.12, 0.55]), 333, per_value[WIDE] * values(SHORT))
-        told.add(TALL, LONG, torch.tensor([0.57]), 333, per_value[TALL] * values(LONG))
+        told.add([WIDE] * 2, SHORT, torch.tensor([0.12, 0.55]), 333, per_value[WIDE] * values(SHORT))
+        told.add([TALL], LONG, torch.tensor([0.57]), 333, per_value[TALL] * values(LONG))
         told.end_step(step, torch.tensor(2.0 + step), torch.tensor(1.0 + step), 0.0)
     line = told.line(2, 10, 1e-3)
     assert line["loss"] == pytest.approx(2.5) and line["gradient_norm"] == pytest.approx(1.5)
@@ -47,7 +47,7 @@ def test_a_line_is_the_mean_over_its_steps_by_band_and_by_bucket() -> None:
 def test_an_interval_forgets_the_one_before() -> None:
     told = metrics()
     for step, loss in enumerate((5.0, 1.0)):
-        told.add(WIDE, SHORT, torch.tensor([0.3]), 333, torch.tensor([loss * values(SHORT)]))
+        told.add([WIDE], SHORT, torch.tensor([0.3]), 333, torch.tensor([loss * values(SHORT)]))
         told.end_step(step, torch.tensor(loss), torch.tensor(1.0), 0.0)
         line = told.line(step + 1, 2, 1e-3)
         assert line["loss"] == pytest.approx(loss) and line["interval_steps"] == 1

@@ -1,0 +1,60 @@
+"""What sample videos are of: a bucket that the recipe trains on, and captions that say something."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.small_data import row, small_recipe, write_manifest
+from training.data.buckets import Bucket
+from training.data.manifest import Manifest, open_manifest
+from training.data.selection import select
+from training.distributed.layout import Layout
+from training.distributed.parallel import start
+from training.encode.encoder import load_encoder
+from training.observe.samples import Sampler, sampled_bucket
+from training.run import RecordConfig
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("data")
+    clips = [("16x9", 2, 48)] * 3 + [("9x16", 5, 48)] * 2 + [("1x1", 5, 48)] + [("1x1", 0, 48)] * 4 + [("3x2", 6, 16)]
+    rows = [row(n, folder / "a.mp4", (lines, 48), *kind, float(kind[1])) for n, (*kind, lines) in enumerate(clips)]
+    write_manifest(rows, folder / "manifest")
+    return open_manifest([str(folder / "manifest")], folder / "cache")
+
+
+IMAGES = [{"data": "images", "steps": 4}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "bucket"),
+    [
+        ({"frames": 125}, Bucket(6, "3x2")),
+        ({"frames": 125, "least_short_side": 32}, Bucket(5, "9x16")),
+        ({"frames": 13}, Bucket(2, "16x9")),
+        ({"frames": 1, "phases": IMAGES}, Bucket(0, "1x1")),
+        ({"frames": 9, "phases": IMAGES}, Bucket(0, "1x1")),  # passed preflight and failed before the first step
+    ],
+)
+def test_samples_have_the_shape_of_most_of_the_longest_that_are_trained_on(
+    manifest: Manifest, changes: dict[str, Any], bucket: Bucket
+) -> None:
+    recipe = small_recipe(**changes)
+    assert sampled_bucket(select(manifest, recipe).rows, recipe) == bucket
+
+
+@pytest.mark.effect("RecordConfig.sample_count")
+@pytest.mark.effect("RecordConfig.prompts")
+def test_prompts_are_captions_that_are_trained_on_unless_the_run_gives_some(manifest: Manifest, tmp_path: Path) -> None:
+    def prompts(**changes: Any) -> list[str]:
+        recipe, parallel = small_recipe(frames=13), start(Layout(), "cpu")
+        config = RecordConfig.model_validate(changes)
+        (tmp_path / "samples").mkdir(exist_ok=True)
+        return Sampler(manifest, recipe, config, tmp_path, "tiny", parallel, load_encoder(None, recipe).embed).prompts
+
+    captions = [f"a square number {n} that moves" for n in range(3)]
+    assert prompts(sample_count=2) == captions[:2]
+    assert prompts(sample_count=4) == captions
+    assert prompts(prompts=["a cat"], sample_count=4) == ["a cat"]
