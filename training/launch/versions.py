@@ -17,7 +17,7 @@ INSTALLED = "ascend_*_install.info"  # has a line version=..., as torch_npu.util
 
 def versions(device: str) -> str:
     """Versions in words: torch, and what a device of this kind needs besides ("cpu", "cuda" or "npu")."""
-    found = {"torch": torch.__version__}
+    found: dict[str, str] = {"torch": torch.__version__}
     if device == "cuda":
         found["CUDA"] = torch.version.cuda or "none that this torch was built for"
     if device == "npu":

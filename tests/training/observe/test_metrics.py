@@ -59,7 +59,7 @@ def test_the_share_of_waiting_is_that_of_the_ranks_that_wait(sequence: int) -> N
     layout = Layout(world=8, sequence=sequence)
     parallel = Together(layout, 0, torch.device("cpu"))
     told = Metrics(parallel, CONFIG, [WIDE], None)
-    told.add(WIDE, SHORT, torch.tensor([0.3]), 333, torch.tensor([1.0]))
+    told.add([WIDE], SHORT, torch.tensor([0.3]), 333, torch.tensor([1.0]))
     told.end_step(0, torch.tensor(1.0), torch.tensor(1.0), waited_s=2.5)
     line = told.line(1, 1, 1e-3)
     assert line["data_wait"] * line["step_s"] == pytest.approx(2.5, rel=1e-5)
