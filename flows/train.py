@@ -104,6 +104,7 @@ def stage(name: str) -> Flow[..., str]:
         machine: MachineConfig = MachineConfig(),
         encode: EncodeConfig = EncodeConfig(),
         record: RecordConfig = RecordConfig(),
+        branch_from: str | None = None,
     ) -> str:
         """Train a stage of ContentV; returns the folder of its checkpoint, which the next stage starts from.
 
@@ -122,6 +123,8 @@ def stage(name: str) -> Flow[..., str]:
             machine: Devices, and how they share the work. What is learned does not depend on it.
             encode: Where clips and captions are encoded.
             record: How often to log, save and sample.
+            branch_from: A checkpoint of another run, its OUT/checkpoints/step-..., to go on from in this output, with
+                another learning rate, warm-up or clipping, or more steps.
         """
         run = TrainingRun(
             recipe=load_recipe(recipe, **recipe_changes or {}),
@@ -132,6 +135,7 @@ def stage(name: str) -> Flow[..., str]:
             machine=machine,
             encode=encode,
             record=record,
+            branch_from=branch_from,
         )
         plan = check(run, processes)
         how = Launch(launcher=launcher, ray_address=ray_address, processes=processes, restarts=restarts)

@@ -17,6 +17,9 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from models.flops import parameters
 from tasks.pages.gallery import poster
 from tasks.tables.run_record import ProgressArtifact
+from training.checkpoint.names import step_folders
+from training.distributed.layout import Layout
+from training.distributed.machine import MachineConfig
 from training.launch.preflight import check_start
 from training.observe.loss_curve import loss_curve
 from training.observe.progress import History, MetricsLine, as_table
@@ -84,9 +87,9 @@ class TrainingArtifacts:
         self._shown_s = time.monotonic()
 
     def _show(self) -> None:
-        for folder in sorted(self._run.folder.glob("samples/step-*")):
-            if folder != last_samples(self._run):  # shown by the task that is theirs
-                self._show_samples(folder)
+        for step, folder in sorted(step_folders(self._run.folder / "samples")):
+            if step < self._run.recipe.steps:  # those of the last step are shown by the task that is theirs
+                self._show_samples(step, folder)
         lines = self._history.lines
         if not lines:
             return
@@ -99,11 +102,10 @@ class TrainingArtifacts:
         last = self._history.lines[-1]
         return f"{self._run.recipe.name}: loss {last['loss']:.4f} at step {last['step']} of {last['steps']}"
 
-    def _show_samples(self, folder: Path) -> None:
+    def _show_samples(self, step: int, folder: Path) -> None:
         videos = sorted(folder.glob("*.mp4"))
         if not videos:
             return
-        step = int(folder.name.removeprefix("step-"))
         if folder not in self._samples:
             self._samples[folder] = markdown("training-samples", f"Sample videos after step {step}")
         self._samples[folder].show(gallery(videos))
@@ -126,7 +128,8 @@ def show_last_samples(run: TrainingRun) -> list[str]:
 def show_result(run: TrainingRun) -> str:
     """Show the run's result; returns its folder. ValueError or FileNotFoundError: no stage could start from it."""
     folder = run.folder / "checkpoint"
-    config = check_start(run.model_copy(update={"checkpoint": str(folder)}))
+    there = run.model_copy(update={"checkpoint": str(folder), "machine": MachineConfig()})
+    config = check_start(there, Layout()).config
     lines = [f"`{folder}`", "", f"{parameters(config):,} parameters, averaged over the steps of {run.recipe.name}."]
     markdown("training-result", "The checkpoint, which the next stage starts from").show("\n".join(lines))
     return str(folder)

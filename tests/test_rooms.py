@@ -29,12 +29,12 @@ ROOMS = {
 TRAINING = (
     {"launch"},
     {"main"},
-    {"loop"},
+    {"loop", "output"},
     {"observe"},
     {"loader"},
     {"encode", "memory"},
     {"data", "run", "checkpoint"},
-    {"recipe", "objectives", "distributed", "garbage", "output"},
+    {"recipe", "objectives", "distributed", "garbage"},
 )
 
 

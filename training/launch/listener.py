@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+from media.lock import check_free
 from media.whole_file import writing
 from training.checkpoint.checkpoints import last_checkpoint
 from training.launch.failures import RankFailed
@@ -80,7 +81,8 @@ class Restarts:
 
 
 def write_run(run: TrainingRun) -> Path:
-    """Write OUTPUT/training.json, what the ranks read."""
+    """Write OUTPUT/training.json, what the ranks read. InUse: another run is writing in the output."""
+    check_free(str(run.folder))
     path = run.folder / "training.json"
     with writing(str(path)) as file:
         file.write(run.model_dump_json(indent=2).encode())

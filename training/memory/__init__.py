@@ -1,4 +1,3 @@
-"""What a step takes of a device's memory, known before it is launched: bytes of the state and of each sample, by
-bucket; how many samples a device takes at once; and the planner, which prints this and the time for a recipe and a
-cluster.
+"""What training takes of a device's memory: the arithmetic of one step (step), a plan of all buckets of a stage (plan),
+the program that prints it (planner), how many samples are taken at once (micro_batch), and what steps took (measured).
 """
