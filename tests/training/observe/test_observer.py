@@ -71,3 +71,12 @@ def test_the_time_of_a_checkpoint_is_no_steps_time(tmp_path: Path) -> None:
     watched.train(2)
     second = read_metrics(tmp_path / "metrics.jsonl")[1]
     assert second["step_s"] < 1.0
+
+
+def test_a_line_says_how_many_captions_were_cut_since_the_last(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, log_every=1)
+    watched.metrics.add_cut(1, 3)
+    watched.metrics.add_cut(0, 2)
+    watched.train(2)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["captions_cut_t5"], line["captions_cut_clip"]) for line in lines] == [(1, 5), (0, 0)]
