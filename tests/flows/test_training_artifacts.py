@@ -7,7 +7,7 @@ from flows.training_artifacts import TrainingArtifacts
 from tests.training.small_data import small_run
 
 
-def test_a_folder_that_somebody_put_among_the_samples_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_somebody_put_among_the_samples_is_left_alone(tmp_path: Path, prefect_api: None) -> None:
     kept = tmp_path / "out" / "samples" / "step-00000004-keep"
     kept.mkdir(parents=True)
     (kept / "00.mp4").write_bytes(b"a copy")
