@@ -25,6 +25,7 @@ from training.distributed.prepare import on_meta, prepare
 from training.distributed.weights import is_new
 from training.encode.encoder import encoder_fingerprint
 from training.encode.status import check_servers
+from training.launch.versions import versions
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.memory.planner import table
 from training.run import TrainingRun, facts_of
@@ -118,4 +119,4 @@ def described(run: TrainingRun, plan: BatchPlan, layout: Layout) -> str:
         f"{run.recipe.name}: {run.recipe.steps} steps from {run.checkpoint} on {layout.world} ranks of "
         f"{run.machine.device}, {layout.data_ranks} of data"
     )
-    return f"{head}\n{census.described(plan)}"
+    return f"{head}\n  on this machine: {versions(run.machine.device)}\n{census.described(plan)}"
