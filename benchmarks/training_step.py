@@ -48,7 +48,6 @@ from training.loop import train
 from training.memory.measured import PeakMemory, held_bytes
 from training.memory.step import Setup
 from training.objectives.flow_matching import timestep_of
-from training.observe.lineage import Lineage
 from training.observe.metrics import Metrics
 from training.observe.observer import Observer
 from training.recipe import Recipe
@@ -132,10 +131,9 @@ def our_step(
     state = State(model, Ema(model, recipe.ema_decay), optimizer_of(model))
     memory = PeakMemory(Setup(model.config, parallel.layout), held_bytes(parallel.device), parallel.device)
     metrics = Metrics(parallel, model.config, list(plan.manifest.rows), None, memory)
-    lineage = Lineage(folder, 0, recipe.fps)
     at_once = {recipe.frames: recipe.bucket_run}
     run = TrainingRun(recipe=recipe, manifests=(), checkpoint="tiny", output=str(folder))
-    observer = Lines(run, metrics, lineage, None, save=lambda *_: None, sample=lambda _: None)
+    observer = Lines(run, metrics, 0, None, save=lambda *_: None, sample=lambda _: None)
 
     def step(number: int) -> None:
         loader = Loader(plan, feed, parallel, at_once, range(number, number + 1))
@@ -153,7 +151,7 @@ class Lines(Observer):
 
 
 def bare_step(model: ContentVTransformer, plan: BatchPlan, feed: InMemory, parallel: Parallel) -> Callable[[int], None]:
-    batch = assemble(plan.samples(0), feed.batch(0), parallel, plan.job.recipe, last=True)
+    batch = assemble(plan.samples(0), feed.batch(0), plan, parallel, last=True)
     optimizer = optimizer_of(model)
     inputs = batch.latents, batch.tokens, batch.pooled, timestep_of(batch.sigma).to(parallel.device)
 

@@ -58,6 +58,7 @@ def stage(name: str) -> Flow[..., str]:
         machine: MachineConfig = MachineConfig(),
         encode: EncodeConfig = EncodeConfig(),
         record: RecordConfig = RecordConfig(),
+        branch_from: str | None = None,
     ) -> str:
         """Train a stage of ContentV; returns the folder of its checkpoint, which the next stage starts from.
 
@@ -75,6 +76,8 @@ def stage(name: str) -> Flow[..., str]:
             machine: Devices, and how they share the work. What is learned does not depend on it.
             encode: Where clips and captions are encoded.
             record: How often to log, save and sample.
+            branch_from: A checkpoint of another run, its OUT/checkpoints/step-..., to go on from in this output, with
+                another learning rate, warm-up or clipping, or more steps.
         """
         run = TrainingRun(
             recipe=load_recipe(recipe, **recipe_changes or {}),
@@ -85,6 +88,7 @@ def stage(name: str) -> Flow[..., str]:
             machine=machine,
             encode=encode,
             record=record,
+            branch_from=branch_from,
         )
         check(run, processes)
         log = get_run_logger()

@@ -16,6 +16,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from tasks.pages.gallery import poster
 from tasks.tables.run_record import ProgressArtifact
+from training.checkpoint.names import step_folders
 from training.observe.loss_curve import loss_curve
 from training.observe.progress import History, Metrics, as_table
 from training.run import TrainingRun
@@ -82,8 +83,8 @@ class TrainingArtifacts:
         self._shown_s = time.monotonic()
 
     def _show(self) -> None:
-        for folder in sorted(self._run.folder.glob("samples/step-*")):
-            self._show_samples(folder)
+        for step, folder in sorted(step_folders(self._run.folder / "samples")):
+            self._show_samples(step, folder)
         lines = self._history.lines
         if not lines:
             return
@@ -96,11 +97,10 @@ class TrainingArtifacts:
         last = self._history.lines[-1]
         return f"{self._run.recipe.name}: loss {last['loss']:.4f} at step {last['step']} of {last['steps']}"
 
-    def _show_samples(self, folder: Path) -> None:
+    def _show_samples(self, step: int, folder: Path) -> None:
         videos = sorted(folder.glob("*.mp4"))
         if not videos:
             return
-        step = int(folder.name.removeprefix("step-"))
         if folder not in self._samples:
             self._samples[folder] = markdown("training-samples", f"Sample videos after step {step}")
         self._samples[folder].show(gallery(videos))

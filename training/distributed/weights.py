@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from models.checkpoint import CONFIGS, Stored, check_keys, network_folder, read_config, stored_tensors
+from models.checkpoint import CONFIGS, Stored, check_stored, network_folder, read_config
 from models.transformer import ContentVTransformer, TransformerConfig, initialise_layer
 
 Weights = Iterator[tuple[str, Tensor]]  # each with its name in the state dict, whole, on the CPU
@@ -27,11 +27,7 @@ def stored_weights(model: ContentVTransformer, checkpoint: str) -> Weights:
         FileNotFoundError: there is none.
         CheckpointError: keys or shapes are not the model's, or a file is damaged.
     """
-    folder = network_folder(checkpoint)
-    stored = stored_tensors(folder)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_keys({name: each.shape for name, each in stored.items()}, wanted, f"checkpoint {folder}")
-    return _read(stored)
+    return _read(check_stored(network_folder(checkpoint), model.config))
 
 
 def _read(stored: dict[str, Stored]) -> Weights:

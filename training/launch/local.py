@@ -24,6 +24,7 @@ from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
+from media.lock import check_free
 from media.whole_file import writing
 from training.launch.attached import PARENT
 from training.launch.failures import LINES, Failure, RankFailed, ended, first_failure, reported
@@ -77,7 +78,8 @@ class Listener:
 
 
 def write_run(run: TrainingRun) -> Path:
-    """Write OUTPUT/training.json, what the ranks read."""
+    """Write OUTPUT/training.json, what the ranks read. InUse: another run is writing in the output."""
+    check_free(str(run.folder))
     path = run.folder / "training.json"
     with writing(str(path)) as file:
         file.write(run.model_dump_json(indent=2).encode())

@@ -4,19 +4,26 @@ Training itself makes the same checks again where it depends on them; here they 
 """
 
 import uuid
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fsspec.core import url_to_fs
 
+from media.lock import check_free
 from models.hashed_text import POOLED_DIM, TOKEN_DIM
 from models.text_to_video import files_of
-from models.transformer import ContentVTransformer, TransformerConfig
-from training.checkpoint.checkpoints import check_facts, last_checkpoint, read_facts
+from models.transformer import ContentVTransformer
+from training.checkpoint import identity
+from training.checkpoint.checkpoints import last_checkpoint
+from training.checkpoint.identity import branch_record, starting_weights
+from training.data import census
 from training.data.manifest import Manifest, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.prepare import on_meta, prepare
 from training.distributed.weights import is_new
+from training.encode.encoder import encoder_fingerprint
 from training.encode.status import check_servers
 from training.memory.micro_batch import memory_plan, samples_at_once
 from training.memory.planner import table
@@ -41,10 +48,12 @@ def preflight(run: TrainingRun, processes: int) -> str:
         plan = BatchPlan(manifest, Job(recipe=run.recipe, seed=run.seed, manifest=manifest.fingerprint))
         plan.check_ranks(layout.data_ranks)
         if run.encode.servers:
-            check_servers(run, manifest.fingerprint)
+            encoder = check_servers(run, manifest.fingerprint)
         else:
             check_sources(manifest)
-        check_output(run, model.config, manifest)
+            encoder = encoder_fingerprint(run.checkpoint, run.recipe, run.machine.device)
+        weights = starting_weights(run.checkpoint)
+        check_output(run, facts_of(run, manifest.fingerprint, weights, encoder) | {"model": asdict(model.config)})
         planned = memory_plan(run, manifest, model, layout)
         samples_at_once(run, planned)
     except (ValueError, OSError) as problem:
@@ -90,29 +99,22 @@ def check_sources(manifest: Manifest) -> None:
         )
 
 
-def check_output(run: TrainingRun, config: TransformerConfig, manifest: Manifest) -> None:
-    """That the output can be written, and what is there already is of this very run."""
+def check_output(run: TrainingRun, facts: dict[str, Any]) -> None:
+    """That the output can be written, no other run is writing there, and what is there is of this very run."""
+    check_free(str(run.folder))
     run.folder.mkdir(parents=True, exist_ok=True)
     probe = run.folder / f".probe-{uuid.uuid4().hex[:8]}"
     probe.write_bytes(b"")
     probe.unlink()
-    if newest := last_checkpoint(run.folder / "checkpoints"):
-        path = newest[1]
-        here = facts_of(run, manifest.fingerprint) | {"model": vars(config)}
-        try:
-            check_facts(read_facts(path), here, path)
-        except ValueError as problem:
-            raise ValueError(f"{problem}\nA run goes on from its own checkpoints: choose another output") from problem
+    identity.check_output(run.folder, facts)
+    if run.branch_from and not last_checkpoint(run.folder / "checkpoints"):
+        branch_record(run.branch_from, facts)
 
 
 def described(run: TrainingRun, plan: BatchPlan, layout: Layout) -> str:
     """What will be trained on, in words."""
-    clips = ", ".join(f"{bucket} {len(rows)}" for bucket, rows in plan.manifest.rows.items())
-    lines = [
+    head = (
         f"{run.recipe.name}: {run.recipe.steps} steps from {run.checkpoint} on {layout.world} ranks of "
-        f"{run.machine.device}, {layout.data_ranks} of data",
-        f"  clips: {len(plan.manifest)} ({clips})",
-    ]
-    if plan.unvisited:
-        lines.append(f"  too few steps for all buckets; not trained on: {', '.join(map(str, plan.unvisited))}")
-    return "\n".join(lines)
+        f"{run.machine.device}, {layout.data_ranks} of data"
+    )
+    return f"{head}\n{census.described(plan)}"

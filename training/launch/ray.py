@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from media.lock import check_free
 from training.launch.failures import LINES, Failure, first_failure, reported
 from training.launch.local import POLL_S, Listener, Outcome, again, calmly, clear_errors, tell, tell_metrics
 from training.observe.progress import Lines
@@ -51,13 +52,15 @@ def launch_on_ray(
         train: module:function that each worker calls, with the run and with what says whether to stop; it returns
             the number of finished steps.
 
-    ModuleNotFoundError where Ray is not installed; RankFailed as of ``training.launch.local.launch``.
+    ModuleNotFoundError where Ray is not installed; RankFailed as of ``training.launch.local.launch``;
+    InUse where another run is writing in the output.
     """
     try:
         importlib.import_module("ray.train")
     except ImportError as missing:
         raise ModuleNotFoundError('launcher "ray" needs Ray Train: uv pip install "contentv[ray]"') from missing
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which logs what is printed a second time
+    check_free(str(run.folder))
     listener = listener or Listener()
     metrics = Lines(run.folder / "metrics.jsonl")
     with connected(address, processes):

@@ -66,7 +66,7 @@ class Metrics:
         self._values = torch.zeros(slots, dtype=torch.float64)
         self._loss = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
-        self._steps = self._samples = self._tokens = self._flops = 0
+        self._steps = self._samples = self._bad_clips = self._tokens = self._flops = 0
         self._waited_before = self._waited
         self._apart = 0.0
         self._began = time.perf_counter()
@@ -100,6 +100,10 @@ class Metrics:
             self._tokens += samples * shape.tokens
             self._flops += samples * forward_flops(self._config, shape.tokens, text_tokens).training()
 
+    def add_bad(self, clips: int) -> None:
+        """Add clips that could not be read, on the rank that brings the batch."""
+        self._bad_clips += clips
+
     def end_step(self, step: int, loss: Tensor, norm: Tensor, waited_s: float) -> None:
         """Add a step.
 
@@ -127,12 +131,14 @@ class Metrics:
         """
         self.check()
         waited_s = self._waited - self._waited_before
-        count = torch.tensor([self._samples, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64)
+        count = torch.tensor(
+            [self._samples, self._bad_clips, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64
+        )
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
         sums = self._parallel.total(sums).cpu().double()  # not every device has float64
         slots, world = len(self._names), self._parallel.layout.world
-        errors, loss, counted, (samples, tokens, tera, waited) = sums.split([slots, 1, slots, 4])
+        errors, loss, counted, (samples, bad, tokens, tera, waited) = sums.split([slots, 1, slots, 5])
         seconds = time.perf_counter() - self._began - self._apart
         means = {name: float(e / v) for name, e, v in zip(self._names, errors, counted, strict=True) if v}
         bands = set(self._names[:BANDS])
@@ -146,6 +152,7 @@ class Metrics:
             "gradient_norm": self._norm.item() / self._steps,
             "learning_rate": learning_rate,
             "samples": round(samples.item()),
+            "bad_clips": round(bad.item()),
             "tokens_per_s": tokens.item() / seconds,
             "mfu": tera.item() / seconds / world / self._peak if self._peak else None,
             "data_wait": waited.item() / world / seconds,

@@ -334,9 +334,3 @@ def test_a_manifest_need_not_say_which_file_was_curated(tmp_path: Path) -> None:
     assert (both.clip(0).source_id, both.clip(0).source_bytes) == ("00aa", 5 * 10**9)
     assert (both.clip(1).source_id, both.clip(1).source_bytes) == ("", 0)
     assert older.clip(0) == Clip(**{**told, "source_id": "", "source_bytes": 0})
-
-
-def test_training_reads_what_curation_writes() -> None:
-    written = wide_schema([])
-    for column in SCHEMA:
-        assert written.field(column.name).type == column.type, column.name

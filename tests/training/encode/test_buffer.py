@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from benchmarks.encode_server import ROOT, small_data, small_recipe
-from tests.training.encode.test_server import batches_equal, serving
+from tests.training.encode.serving import batches_equal, serving
 from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode.answers import EncodeServer

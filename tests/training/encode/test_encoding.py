@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.encode_server import small_data
 from tests.models.tiny_checkpoints import write_text_encoders, write_vae
-from tests.training.encode.test_server import free_port, serving
+from tests.training.encode.serving import free_port, serving
 from tests.training.small_data import small_recipe, small_run, write_data
 from tests.training.test_main import finish
 from training.data.manifest import Manifest, open_manifest

@@ -93,3 +93,12 @@ def test_an_output_of_another_run_is_not_gone_on_with(data: str, tmp_path: Path)
         preflight(run, 1)
     shutil.rmtree(whole)
     preflight(run, 1)
+
+
+def test_a_node_without_devices_plans_for_those_of_the_cluster(data: str, tmp_path: Path) -> None:
+    """What is computed again is in the plan, so a batch that fits only so is not refused."""
+    machine = MachineConfig(device="npu", memory_gb=8, shard=2, recompute="full", recompute_every=2)
+    plan = preflight(small_run(data, tmp_path / "out", machine=machine), 2)
+    assert "on devices of 8 GB" in plan and "recompute full every 2 blocks" in plan
+    with pytest.raises(PreflightError, match=r"no npu .* say how much .* machine\.memory_gb"):
+        preflight(small_run(data, tmp_path / "out", machine=machine.model_copy(update={"memory_gb": None})), 2)
