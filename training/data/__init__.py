@@ -1,2 +1,4 @@
-"""What is trained on: the manifest as a machine maps it, which clips a stage takes of it, which of them a step has, and
-their pixels. Nothing here knows of models, devices or ranks beyond how many there are."""
+"""What a run trains on: the manifest that curation wrote, its buckets of aspect ratio and duration, the plan that says
+which clips each step has, and the reading of those clips. The plan is a pure function of manifest, recipe and seed,
+so that every rank, encode server and resumed run knows the samples of any step without being told.
+"""

@@ -137,7 +137,7 @@ class Metrics:
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
         sums = self._parallel.total(sums).cpu().double()  # not every device has float64
-        slots, world = len(self._names), self._parallel.layout.world
+        slots, layout = len(self._names), self._parallel.layout
         errors, loss, counted, (samples, bad, tokens, tera, waited) = sums.split([slots, 1, slots, 5])
         seconds = time.perf_counter() - self._began - self._apart
         means = {name: float(e / v) for name, e, v in zip(self._names, errors, counted, strict=True) if v}
@@ -154,8 +154,8 @@ class Metrics:
             "samples": round(samples.item()),
             "bad_clips": round(bad.item()),
             "tokens_per_s": tokens.item() / seconds,
-            "mfu": tera.item() / seconds / world / self._peak if self._peak else None,
-            "data_wait": waited.item() / world / seconds,
+            "mfu": tera.item() / seconds / layout.world / self._peak if self._peak else None,
+            "data_wait": waited.item() / layout.data_ranks / seconds,  # only ranks that lead their group wait
             "step_s": seconds / self._steps,
             "time": time.time(),
         }
