@@ -40,11 +40,11 @@ def test_gradients_are_those_of_equation_3(case: str, every: bool) -> None:
     chosen = range(golden["N"]) if every else golden["chosen_steps"]
     noise = torch.tensor(golden["x0"], dtype=torch.float64)
     rollout = reward_gradient(velocity, noise, golden["t"], chosen, lambda x: towards @ x)
-    assert (rollout.x1 - torch.tensor(golden["x1"])).abs().max() < 1e-10
+    assert (rollout.x1 - torch.tensor(golden["x1"], dtype=torch.float64)).abs().max() < 1e-10
     assert abs(float(rollout.reward) - golden["reward"]) < 1e-10
     suffix = "_all_steps" if every else ""
     for parameter, name in ((velocity.W, "grad_W"), (velocity.b, "grad_b")):
-        assert (parameter.grad - torch.tensor(golden[name + suffix])).abs().max() < 1e-10
+        assert (parameter.grad - torch.tensor(golden[name + suffix], dtype=torch.float64)).abs().max() < 1e-10
         wrong = torch.tensor(golden[f"wrong_full_backprop_{name}"])
         assert (parameter.grad - wrong).abs().max() > 1e-3
 

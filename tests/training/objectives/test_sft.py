@@ -38,10 +38,10 @@ def test_velocities_and_weights_are_the_published_ones(golden) -> None:
     x = torch.tensor(golden["x"], dtype=torch.float64)
     for name in "pq":
         found = velocity(x, t[:, None], *golden[name])
-        assert (found - torch.tensor(golden[f"v_{name}"])).abs().max() < 1e-12
-    assert (kl_weight(1 - t, cap=math.inf) - torch.tensor(golden["weight"])).abs().max() < 1e-12
+        assert (found - torch.tensor(golden[f"v_{name}"], dtype=torch.float64)).abs().max() < 1e-12
+    assert (kl_weight(1 - t, cap=math.inf) - torch.tensor(golden["weight"], dtype=torch.float64)).abs().max() < 1e-12
     apart = squared_apart(golden, t, KLPenalty(1.0))
-    assert (apart - torch.tensor(golden["mean_sq_dv_under_p"])).abs().max() < 1e-12
+    assert (apart - torch.tensor(golden["mean_sq_dv_under_p"], dtype=torch.float64)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("golden", GOLDEN)
