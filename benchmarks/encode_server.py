@@ -52,7 +52,6 @@ TEXT, POOLED = (333, 4096), (2048,)  # of Stable Diffusion 3.5's encoders
 STAMP = wire.Stamp("weights", "job", 0, 0, 1)
 ROOT = Path(__file__).parents[1]
 FPS, SOURCE = 24, (96, 96)
-LEAST_STEP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -292,11 +291,10 @@ def print_transport(repeats: int) -> None:
             )
 
 
-def print_wait(steps: int, slack: float) -> None:
-    """Training that sleeps ``slack`` times the ninth decile of what a batch takes to be fetched, at least a second.
+def print_wait(steps: int, slack: float, least_s: float) -> None:
+    """Training that sleeps ``slack`` times the ninth decile of what a batch takes to be fetched, at least ``least_s``.
 
-    Taking a batch from the buffer costs some milliseconds whatever the step: those of a second tell what real ones, of
-    seconds, would feel.
+    Taking a batch from the buffer costs some milliseconds whatever the step.
     """
     with tempfile.TemporaryDirectory() as folder:
         uri = small_data(Path(folder))
@@ -309,7 +307,7 @@ def print_wait(steps: int, slack: float) -> None:
             fingerprint = load_encoder(None, recipe).fingerprint
             client = EncodeClient(Servers((server.address,)), plan, fingerprint)
             fetches = [seconds(partial(client.fetch, step)) for step in range(steps)]
-            step_s = max(LEAST_STEP_S, slack * statistics.quantiles(fetches[1:], n=10)[-1])
+            step_s = max(least_s, slack * statistics.quantiles(fetches[1:], n=10)[-1])
             encode = EncodeConfig(servers=(server.address,), buffer_gb=0.2)
             feed = BufferedFeed(Share((uri,), plan.job, encode, fingerprint))
             try:
@@ -339,12 +337,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--slack", type=float, default=1.25, help="a training step, in times of fetching a batch")
+    parser.add_argument("--least-step-s", type=float, default=0.3, help="seconds that a training step takes at least")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if "transport" in options.part:
         print_transport(options.repeats)
     if "wait" in options.part:
-        print_wait(options.steps, options.slack)
+        print_wait(options.steps, options.slack, options.least_step_s)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,10 @@ MB, GB = 10**6, 10**9
 
 @dataclass(frozen=True)
 class Opened:
-    """What one rank measured: seconds, and bytes."""
+    """What one rank measured: seconds, of the clock and of the processor, and bytes."""
 
     seconds: float
+    processor_s: float
     first_step_s: float
     own_bytes: int
     mapped_bytes: int
@@ -86,16 +87,16 @@ def write_manifest(folder: Path, clips: int) -> None:
 def rank(folder: str, cache: str, barrier: Barrier, answers: Any) -> None:
     before = memory()[0]  # PyTorch and the like, which a rank has in any case
     barrier.wait()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     manifest = open_manifest([folder], Path(cache))
     plan = planned(manifest)
-    opened = time.perf_counter()
+    opened, worked = time.perf_counter(), time.process_time() - worked
     plan.samples(0)
     plan.values(0)
     seconds = time.perf_counter() - opened
     barrier.wait()  # all hold what they hold
     own, mapped = memory()
-    answers.put(Opened(opened - began, seconds, own - before, mapped))
+    answers.put(Opened(opened - began, worked, seconds, own - before, mapped))
     barrier.wait()
 
 
@@ -154,8 +155,10 @@ def first_step(images: int, folder: Path) -> tuple[float, int]:
 def measured(do: Callable[[], list[Opened]]) -> str:
     found = do()
     own, mapped = sum(each.own_bytes for each in found), sum(each.mapped_bytes for each in found)
+    worked, step = [each.processor_s for each in found], max(each.first_step_s for each in found)
     return (
-        f"{max(each.seconds for each in found):.2f} s, first step {max(each.first_step_s for each in found):.3f} s, "
+        f"{max(each.seconds for each in found):.2f} s ({sum(worked):.2f} s of the processor, {max(worked):.2f} s of "
+        f"one rank), first step {step:.3f} s, "
         f"{own / GB:.2f} GB of {len(found)} ranks' own, {mapped / GB:.2f} GB mapped"
     )
 

@@ -20,13 +20,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.transformer import peak_bytes
 from models.checkpoint import read_config
-from models.recompute import Mode, Recompute
+from models.recompute import Mode
 from models.transformer import ContentVTransformer, TransformerConfig, initialise
 from training.checkpoint.ema import Ema
 from training.data.buckets import Shape
 from training.distributed.layout import Layout
-from training.distributed.parallel import Parallel, local, parallelize
-from training.memory.step import MODES, Dtype, Setup, Tokens, device_bytes, reserve
+from training.distributed.machine import Dtype, MachineConfig
+from training.distributed.parallel import Parallel, local
+from training.distributed.prepare import apply_machine
+from training.memory.step import MODES, Setup, Tokens, step_bytes
 from training.objectives.flow_matching import noised, squared_errors
 
 MIB = 2**20
@@ -59,7 +61,7 @@ def measured(case: Case) -> int:
 
 def predicted(case: Case) -> int:
     """The same by the planner, without what it leaves free."""
-    return device_bytes(case.setup, case.tokens, 0) - reserve(case.setup, 0)
+    return step_bytes(case.setup, case.tokens)
 
 
 def _rank_zero(setup: Setup) -> Parallel:
@@ -79,8 +81,9 @@ def _state_and_peak(case: Case, parallel: Parallel) -> int:
     torch.manual_seed(0)
     model = ContentVTransformer(**vars(config))
     initialise(model)
-    model.recompute = Recompute(case.setup.recompute)
-    parallelize(model, parallel, getattr(torch, case.setup.dtype))
+    setup = case.setup
+    machine = MachineConfig(dtype=setup.dtype, recompute=setup.recompute, recompute_every=setup.recompute_every)
+    apply_machine(model, machine, parallel)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=case.setup.device != "npu")
     ema = Ema(model, 0.999)

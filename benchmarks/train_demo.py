@@ -33,8 +33,9 @@ from training.data.manifest import open_manifest
 from training.data.plan import Sample
 from training.data.selection import select
 from training.distributed.layout import Layout
+from training.distributed.machine import MachineConfig
 from training.distributed.parallel import start
-from training.distributed.weights import starting_model
+from training.distributed.prepare import prepare
 from training.encode.encoder import load_encoder
 from training.objectives.flow_matching import noised, squared_errors, timestep_of
 from training.observe.metrics import read_metrics
@@ -82,7 +83,7 @@ def data(manifest_uri: str, recipe: Recipe) -> tuple[Tensor, list[str]]:
 @torch.no_grad()
 def fixed_loss(checkpoint: str, recipe: Recipe, real: Tensor, captions: list[str]) -> float:
     """The flow-matching loss of the clips, at ten noise levels that share out the logit-normal evenly."""
-    model = starting_model(checkpoint, start(Layout(), "cpu"), torch.float32, SEED).eval()
+    model = prepare(checkpoint, MachineConfig(), start(Layout(), "cpu"), SEED).eval()
     text = HashedTextEncoder().encode(captions)
     errors = 0.0
     for number in range(LEVELS):
@@ -96,7 +97,7 @@ def fixed_loss(checkpoint: str, recipe: Recipe, real: Tensor, captions: list[str
 
 def sampled(checkpoint: str, recipe: Recipe, prompts: list[str], like: Tensor) -> Tensor:
     """Latents of as many videos as prompts, from a checkpoint or the new weights that training starts from."""
-    model = starting_model(checkpoint, start(Layout(), "cpu"), torch.float32, SEED).eval().requires_grad_(False)
+    model = prepare(checkpoint, MachineConfig(), start(Layout(), "cpu"), SEED).eval().requires_grad_(False)
     frames, height, width = 1 + 4 * (like.shape[2] - 1), 8 * like.shape[3], 8 * like.shape[4]
     networks = TextToVideo(model, DctCodec(), HashedTextEncoder())
     seeds = list(range(len(prompts)))

@@ -39,12 +39,15 @@ from training.data.buckets import Shape
 from training.data.manifest import SCHEMA, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
-from training.distributed.parallel import Parallel, parallelize, start, stop
+from training.distributed.machine import MachineConfig
+from training.distributed.parallel import Parallel, start, stop
+from training.distributed.prepare import apply_machine
 from training.encode.encoder import Encoded
 from training.loader import Loader, assemble
 from training.loop import train
+from training.memory.measured import PeakMemory, held_bytes
+from training.memory.step import Setup
 from training.objectives.flow_matching import timestep_of
-from training.observe.lineage import Lineage
 from training.observe.metrics import Metrics
 from training.observe.observer import Observer
 from training.recipe import Recipe
@@ -126,11 +129,11 @@ def our_step(
 ) -> Callable[[int], None]:
     recipe = plan.job.recipe
     state = State(model, Ema(model, recipe.ema_decay), optimizer_of(model))
-    metrics = Metrics(parallel, model.config, list(plan.manifest.rows), None)
-    lineage = Lineage(folder, 0, recipe.fps)
+    memory = PeakMemory(Setup(model.config, parallel.layout), held_bytes(parallel.device), parallel.device)
+    metrics = Metrics(parallel, model.config, list(plan.manifest.rows), None, memory)
     at_once = {recipe.frames: recipe.bucket_run}
     run = TrainingRun(recipe=recipe, manifests=(), checkpoint="tiny", output=str(folder))
-    observer = Lines(run, metrics, lineage, None, save=lambda *_: None, sample=lambda _: None)
+    observer = Lines(run, metrics, 0, None, save=lambda *_: None, sample=lambda _: None)
 
     def step(number: int) -> None:
         loader = Loader(plan, feed, parallel, at_once, range(number, number + 1))
@@ -148,7 +151,7 @@ class Lines(Observer):
 
 
 def bare_step(model: ContentVTransformer, plan: BatchPlan, feed: InMemory, parallel: Parallel) -> Callable[[int], None]:
-    batch = assemble(plan.samples(0), feed.batch(0), parallel, plan.job.recipe, last=True)
+    batch = assemble(plan.samples(0), feed.batch(0), plan, parallel, last=True)
     optimizer = optimizer_of(model)
     inputs = batch.latents, batch.tokens, batch.pooled, timestep_of(batch.sigma).to(parallel.device)
 
@@ -220,7 +223,7 @@ def main() -> None:
             bare = ContentVTransformer(**vars(case.size.config))
             bare.load_state_dict(ours.state_dict())
             for model in (ours, bare):
-                parallelize(model.requires_grad_(), parallel, dtype)
+                apply_machine(model.requires_grad_(), MachineConfig(dtype=options.dtype), parallel)
             steps = {
                 "ours": our_step(ours, plan, feed, parallel, Path(folder)),
                 "bare": bare_step(bare, plan, feed, parallel),

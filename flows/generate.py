@@ -14,7 +14,7 @@ from pydantic import Field
 
 from flows.task_runners import results, tasks_run_on
 from tasks.generation.generate import GenerationConfig, generate_batch
-from tasks.generation.preflight import generation_preflight
+from tasks.generation.preflight import PromptSource, Takes, generation_preflight
 from tasks.generation.prompts import Caption
 from tasks.generation.record import check_generated, rows_of, write_generation_record
 from tasks.pages.gallery import gallery
@@ -52,9 +52,9 @@ def generate(
         devices: Such as cuda:0, npu:0, cpu; empty: every accelerator of this machine, or its CPU if it has none.
         config: Size, sampling, and which parts of the checkpoint to use.
     """
-    plan = generation_preflight(
-        checkpoint, output, prompts, prompts_from, caption, limit, seed, videos_per_prompt, batch_size, devices, config
-    )
+    source = PromptSource(prompts, prompts_from, caption, limit)
+    takes = Takes(seed, videos_per_prompt, batch_size)
+    plan = generation_preflight(checkpoint, output, source, takes, devices, config)
     progress = ProgressArtifact("generation-progress", "Batches of videos made")
     with tasks_run_on(ThreadPoolTaskRunner(max_workers=len(plan.devices))):
         made = [generate_batch.submit(batch, plan.checkpoint, plan.devices, config) for batch in plan.batches]

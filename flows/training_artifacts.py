@@ -14,10 +14,15 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from models.flops import parameters
 from tasks.pages.gallery import poster
 from tasks.tables.run_record import ProgressArtifact
+from training.checkpoint.names import step_folders
+from training.distributed.layout import Layout
+from training.distributed.machine import MachineConfig
+from training.launch.preflight import check_start
 from training.observe.loss_curve import loss_curve
-from training.observe.progress import History, Metrics, as_table
+from training.observe.progress import History, MetricsLine, as_table
 from training.run import TrainingRun
 
 EVERY_S = 5.0
@@ -68,7 +73,7 @@ class TrainingArtifacts:
         self._numbers = table("training-metrics", "Latest numbers")
         self._samples: dict[Path, LiveArtifact] = {}
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: MetricsLine) -> None:
         self._history.add(metrics)
 
     def refresh(self, now: bool = False) -> None:
@@ -82,8 +87,9 @@ class TrainingArtifacts:
         self._shown_s = time.monotonic()
 
     def _show(self) -> None:
-        for folder in sorted(self._run.folder.glob("samples/step-*")):
-            self._show_samples(folder)
+        for step, folder in sorted(step_folders(self._run.folder / "samples")):
+            if step < self._run.recipe.steps:  # those of the last step are shown by the task that is theirs
+                self._show_samples(step, folder)
         lines = self._history.lines
         if not lines:
             return
@@ -96,14 +102,37 @@ class TrainingArtifacts:
         last = self._history.lines[-1]
         return f"{self._run.recipe.name}: loss {last['loss']:.4f} at step {last['step']} of {last['steps']}"
 
-    def _show_samples(self, folder: Path) -> None:
+    def _show_samples(self, step: int, folder: Path) -> None:
         videos = sorted(folder.glob("*.mp4"))
         if not videos:
             return
-        step = int(folder.name.removeprefix("step-"))
         if folder not in self._samples:
             self._samples[folder] = markdown("training-samples", f"Sample videos after step {step}")
         self._samples[folder].show(gallery(videos))
+
+
+def last_samples(run: TrainingRun) -> Path:
+    """The folder of the sample videos that are made after the last step."""
+    return run.folder / "samples" / f"step-{run.recipe.steps:08d}"
+
+
+def show_last_samples(run: TrainingRun) -> list[str]:
+    """Show the sample videos of the last step; returns their paths. FileNotFoundError: there are none."""
+    videos = sorted(last_samples(run).glob("*.mp4"))
+    if not videos:
+        raise FileNotFoundError(f"training ended without sample videos in {last_samples(run)}")
+    markdown("training-samples", f"Sample videos after step {run.recipe.steps}").show(gallery(videos))
+    return [str(video) for video in videos]
+
+
+def show_result(run: TrainingRun) -> str:
+    """Show the run's result; returns its folder. ValueError or FileNotFoundError: no stage could start from it."""
+    folder = run.folder / "checkpoint"
+    there = run.model_copy(update={"checkpoint": str(folder), "machine": MachineConfig()})
+    config = check_start(there, Layout()).config
+    lines = [f"`{folder}`", "", f"{parameters(config):,} parameters, averaged over the steps of {run.recipe.name}."]
+    markdown("training-result", "The checkpoint, which the next stage starts from").show("\n".join(lines))
+    return str(folder)
 
 
 def gallery(videos: list[Path]) -> str:

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -83,14 +84,23 @@ def _rgb(scaler: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], 
     plain, see_through = is_srgb(frame.color_trc, frame.color_primaries), has_alpha(frame.format.name)
     kind = ("rgba" if see_through else "rgb24") if plain else ("rgba64le" if see_through else "rgb48le")
     field = first_field(frame) if frame.interlaced_frame and frame.height > 1 else frame
+    # What is see-through is scaled once it lies on its background: colours that hide in what cannot be seen would else
+    # run into what can.
+    first_size = (field.width, frame.height) if see_through else size
     # One thread: sources are read side by side, and a picture is soon scaled.
     scaled = scaler.reformat(
-        field, *size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method, threads=1
+        field, *first_size, kind, src_colorspace=matrix, dst_colorspace=matrix, interpolation=method, threads=1
     )
     pixels: Any = scaled.to_ndarray()
     colours = pixels[..., :3] if see_through else pixels
     image: Image = colours if plain else to_srgb(colours, frame.color_trc, frame.color_primaries)
-    return over_background(image, pixels[..., 3] / (255 if plain else 65535)) if see_through else image
+    if not see_through:
+        return image
+    image = over_background(image, pixels[..., 3] / (255 if plain else 65535))
+    if size == first_size:
+        return image
+    smooth = cv2.INTER_AREA if size <= first_size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=smooth), np.uint8)
 
 
 def over_background(image: Image, alpha: NDArray[np.floating]) -> Image:

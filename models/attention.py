@@ -9,14 +9,14 @@ are no masks. So another processor brings another kernel ("npu" is one), and ano
 with sequence parallelism, the tokens are one rank's shards of both streams, and the wrapper exchanges tokens for heads
 (padding 38 heads to 40), drops what was padded, calls the kernel, and exchanges back.
 
-Memory is laid out as [B, tokens, heads, head_dim], as the projections write it, whatever the shape says.
+Memory is laid out as [B, tokens, heads, head_dim], as the projections write it, whatever the shape says; behind the
+exchange of sequence parallelism it is laid out as the shape says.
 """
 
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,18 +31,20 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, video_tokens: int) -> Tensor
 
 
 def npu(query: Tensor, key: Tensor, value: Tensor, video_tokens: int) -> Tensor:
-    """Ascend's fused attention (``torch_npu.npu_fusion_attention``), without masks.
+    """Ascend's fused attention (``torch_npu.npu_fusion_attention`` of torch_npu 2.13), without masks.
 
-    Its window reaches NPU_WINDOW tokens to either side; longer sequences get one that covers them whole.
+    The operator is told the order of axes that the tensors have in memory, so that it copies none of them. Its scale
+    is 1 unless it is given. Its window reaches NPU_WINDOW tokens to either side; longer sequences get one that covers
+    them whole.
     """
     _, heads, tokens, head_dim = query.shape
     window = max(NPU_WINDOW, tokens)
-    return _torch_npu().npu_fusion_attention(
-        query,
-        key,
-        value,
+    by_token = query.transpose(1, 2).is_contiguous()  # as the projections write it; after Ulysses it is by head
+    tensors = [x.transpose(1, 2) for x in (query, key, value)] if by_token else [query, key, value]
+    out: Tensor = _torch_npu().npu_fusion_attention(
+        *(x.contiguous() for x in tensors),
         head_num=heads,
-        input_layout="BNSD",
+        input_layout="BSND" if by_token else "BNSD",
         scale=head_dim**-0.5,
         pre_tockens=window,
         next_tockens=window,
@@ -50,6 +52,7 @@ def npu(query: Tensor, key: Tensor, value: Tensor, video_tokens: int) -> Tensor:
         sync=False,
         inner_precise=0,
     )[0]
+    return out.transpose(1, 2) if by_token else out
 
 
 def _torch_npu() -> Any:
@@ -77,24 +80,3 @@ def kernel(name: str) -> Attention:
     if name == "npu":
         _torch_npu()
     return KERNELS[name]
-
-
-def without_padding(attention: Attention, real_video: int, real_text: int) -> Attention:
-    """``attention`` for streams whose ends are padding: it is dropped, never masked, and comes back as zeros.
-
-    Args:
-        real_video, real_text: how many tokens at the start of each stream are real.
-    """
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, video_tokens: int) -> Tensor:
-        lengths = [video_tokens, query.shape[2] - video_tokens]
-        real = [real_video, real_text]
-
-        def drop(x: Tensor) -> Tensor:
-            return torch.cat([part[:, :, :n] for part, n in zip(x.split(lengths, 2), real, strict=True)], dim=2)
-
-        out = attention(drop(query), drop(key), drop(value), real_video)
-        parts = zip(out.split(real, 2), lengths, real, strict=True)
-        return torch.cat([F.pad(part, (0, 0, 0, padded - n)) for part, padded, n in parts], dim=2)
-
-    return attend

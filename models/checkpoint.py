@@ -198,6 +198,21 @@ def check_keys(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence
         raise CheckpointError("\n".join([f"{source} does not fit the model:", *lines]))
 
 
+def check_stored(folder: Path, config: TransformerConfig) -> dict[str, Stored]:
+    """The tensors in a folder, which are those of a transformer of this size.
+
+    Raises:
+        FileNotFoundError: the weights or a shard is missing.
+        CheckpointError: a file is damaged, or keys or shapes do not fit. Nothing but headers has been read.
+    """
+    with torch.device("meta"):
+        wanted = ContentVTransformer(**asdict(config)).state_dict()
+    stored = stored_tensors(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    check_keys({name: each.shape for name, each in stored.items()}, shapes, f"checkpoint {folder}")
+    return stored
+
+
 def _first(names: Sequence[str]) -> str:
     more = len(names) - NAMED_IN_ERRORS
     return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")

@@ -8,9 +8,7 @@ about 3: each token meets only the weights of its own stream, and attention is m
 from dataclasses import dataclass
 
 from models.blocks import FREQUENCIES, MLP_RATIO
-from models.codec import latent_shape
-from models.position import Grid
-from models.recompute import Mode
+from models.recompute import Recompute
 from models.transformer import TransformerConfig
 
 TEXT_TOKENS = 333  # CLIP's 77 and T5's 256
@@ -36,25 +34,9 @@ class Flops:
     def total(self) -> int:
         return self.linear + self.attention + self.modulation + self.ends
 
-    @property
-    def attention_share(self) -> float:
-        return self.attention / self.total
-
-    def training(self, recompute: Mode = "none") -> int:
-        """Of a forward and a backward pass: three forward passes, and what the recomputation repeats of the blocks."""
-        again = {"none": 0, "attention": self.linear + self.modulation}
-        again["full"] = again["attention"] + self.attention
-        return 3 * self.total + again[recompute]
-
-
-def token_grid(frames: int, height: int, width: int, patch_size: int = 2) -> Grid:
-    """The tokens along each axis of a video of so many frames and pixels.
-
-    Raises:
-        ValueError: frames are not 4k + 1, or a side is no multiple of 16; names the nearest.
-    """
-    t, h, w = latent_shape(frames, height, width, multiple=8 * patch_size)
-    return Grid(t, h // patch_size, w // patch_size)
+    def training(self) -> int:
+        """Operations of a forward pass, and of a backward pass that is twice as many."""
+        return 3 * self.total
 
 
 def parameters(config: TransformerConfig) -> int:
@@ -77,19 +59,34 @@ def _linear(inputs: int, outputs: int) -> int:
 
 
 def forward_flops(config: TransformerConfig, video_tokens: int, text_tokens: int = TEXT_TOKENS) -> Flops:
-    """Of one sample. For a batch, multiply; a pass with and one without guidance are a batch of two."""
-    dim, layers = config.inner_dim, config.num_layers
-    patch = config.patch_size**2
-    on_tokens = (
-        video_tokens * patch * (config.in_channels + config.out_channels) + text_tokens * config.joint_attention_dim
-    )
-    on_sample = (
-        2 * FREQUENCIES + config.pooled_projection_dim + 2 * dim + 2 * dim
-    )  # time, text, second layers, norm_out
-    return Flops(
-        linear=2 * (4 + 2 * MLP_RATIO) * dim**2 * (video_tokens * layers + text_tokens * (layers - 1))
-        + 2 * 3 * dim**2 * text_tokens,
-        attention=4 * (video_tokens + text_tokens) ** 2 * dim * layers,
-        modulation=2 * dim**2 * (12 * layers - 4),
-        ends=2 * dim * (on_tokens + on_sample),
-    )
+    """Operations of one sample. For a batch, multiply; a pass with and one without guidance are a batch of two."""
+    dim = config.inner_dim
+    blocks = [_block_flops(config, index, video_tokens, text_tokens) for index in (0, config.num_layers - 1)]
+    linear, attention, modulation = ((config.num_layers - 1) * most + last for most, last in zip(*blocks, strict=True))
+    on_tokens = video_tokens * config.patch_size**2 * (config.in_channels + config.out_channels)
+    on_tokens += text_tokens * config.joint_attention_dim
+    # time, text, their second layers, and the modulation of the output
+    on_sample = 2 * FREQUENCIES + config.pooled_projection_dim + 2 * dim + 2 * dim
+    return Flops(linear, attention, modulation, ends=2 * dim * (on_tokens + on_sample))
+
+
+def recomputed_flops(
+    config: TransformerConfig, recompute: Recompute, video_tokens: int, text_tokens: int = TEXT_TOKENS
+) -> int:
+    """Operations of one sample that a backward pass repeats of the forward pass, beside those of ``Flops.training``."""
+    again = 0
+    for index in range(config.num_layers):
+        mode = recompute.mode_of(index)
+        linear, attention, modulation = _block_flops(config, index, video_tokens, text_tokens)
+        again += {"none": 0, "attention": linear + modulation, "full": linear + modulation + attention}[mode]
+    return again
+
+
+def _block_flops(config: TransformerConfig, index: int, video_tokens: int, text_tokens: int) -> tuple[int, int, int]:
+    """Operations of a block's layers on tokens, of its attention and of its modulation."""
+    dim, last = config.inner_dim, index == config.num_layers - 1
+    each = 4 + 2 * MLP_RATIO
+    # The last block's text is only attended to: it has query, key and value, shift and scale.
+    linear = 2 * dim**2 * (each * video_tokens + (3 if last else each) * text_tokens)
+    attention = 4 * (video_tokens + text_tokens) ** 2 * dim
+    return linear, attention, 2 * dim**2 * (6 + (2 if last else 6))

@@ -14,14 +14,14 @@ but the transformer is needed. Which is wanted is always said, never found out f
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from models.checkpoint import check_keys, load_transformer, read_config, stored_tensors
+from models.checkpoint import check_stored, load_transformer, read_config
 from models.codec import VideoCodec, latent_shape
 from models.dct_codec import DctCodec
 from models.hashed_text import HashedTextEncoder
@@ -144,10 +144,7 @@ def check_checkpoint(folder: str | Path, codec: CodecName, text: TextName) -> li
     folder = Path(folder)
     files = files_of(folder, codec, text)
     network = folder / "transformer"
-    with torch.device("meta"):
-        wanted = ContentVTransformer(**asdict(read_config(network))).state_dict()
-    stored = {key: tensor.shape for key, tensor in stored_tensors(network).items()}
-    check_keys(stored, {key: tuple(tensor.shape) for key, tensor in wanted.items()}, f"checkpoint {network}")
+    check_stored(network, read_config(network))
     return files
 
 

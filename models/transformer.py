@@ -7,7 +7,7 @@ attention; so ``forward_tokens`` also runs on a shard of the sequence, with an a
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,22 +143,33 @@ def set_attention(model: nn.Module, attention: str | Attention) -> None:
             block.attend = attend
 
 
+def attention_of(model: ContentVTransformer) -> Attention:
+    """What the blocks of the model attend through, which is the same for all."""
+    attention: Attention = cast(JointBlock, model.transformer_blocks[0]).attn.attend
+    return attention
+
+
 def initialise(model: nn.Module) -> None:
     """Weights to train from nothing, as in DiT (arXiv 2212.09748): each block starts as identity, the model as zero.
 
     A model made on the meta device wants it again after ``to_empty``.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.RMSNorm):
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
-                nn.init.zeros_(module.weight)
-            elif name.startswith("time_text_embed"):
-                nn.init.normal_(module.weight, std=0.02)
-            else:
-                nn.init.xavier_uniform_(module.weight.flatten(1))
+        initialise_layer(name, module)
+
+
+def initialise_layer(name: str, layer: nn.Module) -> None:
+    """``initialise`` of the model's layer of this name alone; a module of several layers stays as it is."""
+    if isinstance(layer, nn.RMSNorm):
+        layer.reset_parameters()
+    elif isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
+            nn.init.zeros_(layer.weight)
+        elif name.startswith("time_text_embed"):
+            nn.init.normal_(layer.weight, std=0.02)
+        else:
+            nn.init.xavier_uniform_(layer.weight.flatten(1))
 
 
 def token_grid(latents: Tensor, patch_size: int) -> Grid:

@@ -25,6 +25,17 @@ ROOMS = {
     "evaluation": {"evaluation", "tables"},
     "tables": {"tables"},
 }
+# Inside training, from the top: a room, or a file beside the rooms, imports itself and what lies below its level.
+TRAINING = (
+    {"launch"},
+    {"main"},
+    {"loop", "output"},
+    {"observe"},
+    {"loader"},
+    {"encode", "memory"},
+    {"data", "run", "checkpoint"},
+    {"recipe", "objectives", "distributed", "garbage"},
+)
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -60,11 +71,37 @@ def test_inside_tasks_they_run_from_pages_to_tables() -> None:
     assert wrong == []
 
 
+def test_inside_training_they_run_from_launch_to_recipe_objectives_and_distributed() -> None:
+    level = {room: number for number, rooms in enumerate(TRAINING) for room in rooms}
+    wrong = []
+    for file in files("training"):
+        room = file.relative_to(HOUSE / "training").parts[0].removesuffix(".py")
+        for name in imported(file):
+            parts = name.split(".")
+            if parts[0] != "training" or len(parts) == 1 or parts[1] == room:
+                continue
+            if level[parts[1]] <= level[room]:
+                wrong.append((str(file.relative_to(HOUSE)), name))
+    assert wrong == []
+
+
+def test_everything_in_training_has_its_level() -> None:
+    there = {path.name for path in (HOUSE / "training").iterdir() if (path / "__init__.py").is_file()}
+    there |= {path.stem for path in (HOUSE / "training").glob("[!_]*.py")}
+    assert there - set().union(*TRAINING) == set()
+
+
 def test_every_folder_of_tasks_is_a_room_with_its_place() -> None:
     assert {folder.parent.name for folder in (HOUSE / "tasks").glob("*/__init__.py")} <= set(ROOMS)
 
 
-@pytest.mark.parametrize("door", sorted({file.parent for file in HOUSE.glob("tasks/*/*.py")} | {HOUSE / "media"}))
+@pytest.mark.parametrize(
+    "door",
+    sorted(
+        {file.parent for floor in ("tasks", "training") for file in HOUSE.glob(f"{floor}/*/*.py")} | {HOUSE / "media"}
+    ),
+    ids=lambda door: f"{door.parent.name}-{door.name}",
+)
 def test_the_door_of_each_room_says_what_lives_there(door: Path) -> None:
     words = ast.get_docstring(ast.parse((door / "__init__.py").read_text("utf-8")))
     assert words and len(words.split()) >= 15, f"{door.name}: a paragraph of what lives here"

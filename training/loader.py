@@ -13,6 +13,7 @@ from training.data.parts import parts
 from training.data.plan import BatchPlan, Sample
 from training.distributed.parallel import Parallel
 from training.encode.encoder import Encoded, Feed
+from training.encode.reading import BadClip
 from training.objectives.flow_matching import logit_normal_sigma
 from training.recipe import Recipe
 
@@ -22,6 +23,8 @@ class MicroBatch:
     """Samples of one shape that a device takes at once. Tensors are on the device, ``sigma`` on the CPU.
 
     Attributes:
+        samples: on the rank that brings the batch with the clips that are really in it, elsewhere as they were planned.
+        bad: of each sample, the clips that were to be here and could not be read; on the rank that brings the batch.
         latents, noise: [B, 16, T, h, w].
         sigma: noise levels [B].
         tokens: text tokens [B, S, width].
@@ -30,6 +33,7 @@ class MicroBatch:
     """
 
     samples: Sequence[Sample]
+    bad: Sequence[tuple[BadClip, ...]]
     latents: Tensor
     noise: Tensor
     sigma: Tensor
@@ -74,29 +78,32 @@ class Loader:
         began = time.perf_counter()
         encoded = self._feed.batch(step) if self._feed else None
         self.waited_s += time.perf_counter() - began
-        recipe, parallel = self.plan.job.recipe, self._parallel
+        parallel = self._parallel
         own = parts(self.plan, step, parallel.data_rank, parallel.layout.data_ranks, self._at_once)
         for number, part in enumerate(own, start=1):
-            yield assemble(part, encoded, parallel, recipe, last=number == len(own))
+            yield assemble(part, encoded, self.plan, parallel, last=number == len(own))
 
 
 def assemble(
-    samples: Sequence[Sample], encoded: Sequence[Encoded] | None, parallel: Parallel, recipe: Recipe, last: bool
+    samples: Sequence[Sample], encoded: Sequence[Encoded] | None, plan: BatchPlan, parallel: Parallel, last: bool
 ) -> MicroBatch:
     """A micro-batch on this rank's device. The leader of a sequence group brings what was encoded; the others get it.
 
-    Noise and noise levels come from the samples' own seeds: the same on all ranks that share a sample, others on all
-    that do not.
+    Noise and noise levels come from the samples' own seeds, which a clip that replaces another leaves as they are: the
+    same on all ranks that share a sample, others on all that do not.
     """
     data = None
+    bad: list[tuple[BadClip, ...]] = [() for _ in samples]
     if encoded is not None:
         by_index = {each.index: each for each in encoded}
         own = [by_index[sample.index] for sample in samples]
         data = [_stacked([getattr(each, name) for each in own], parallel) for name in ("latents", "tokens", "pooled")]
+        bad = [each.bad for each in own]
+        samples = [plan.replacement(s, len(b)) if b else s for s, b in zip(samples, bad, strict=True)]
     latents, tokens, pooled = parallel.share(data)
-    sigmas, noises = zip(*(draws(sample, recipe) for sample in samples), strict=True)
+    sigmas, noises = zip(*(draws(sample, plan.job.recipe) for sample in samples), strict=True)
     noise = _stacked(noises, parallel).to(parallel.device, non_blocking=True)
-    return MicroBatch(samples, latents, noise, torch.cat(sigmas), tokens, pooled, last)
+    return MicroBatch(samples, bad, latents, noise, torch.cat(sigmas), tokens, pooled, last)
 
 
 def draws(sample: Sample, recipe: Recipe) -> tuple[Tensor, Tensor]:

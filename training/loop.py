@@ -85,5 +85,6 @@ def _diverged(plan: BatchPlan, step: int) -> str:
     more = f" and {len(samples) - len(named)} more" if len(samples) > len(named) else ""
     return (
         f"the gradient of step {step} is not finite, so training cannot go on; it trained on {', '.join(named)}{more}. "
-        "Look at these clips, or lower the learning rate"
+        "Look at these clips; or go on from an earlier checkpoint with a lower learning rate or clip_norm, as a branch "
+        "(branch_from)"
     )

@@ -1,15 +1,33 @@
 """A run of training: a recipe, what it trains on, and how this machine or cluster does it, as one JSON file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from models.recompute import Mode
+from media.paths import UnusablePath, path_of_uri
+from training.distributed.machine import MachineConfig
 from training.recipe import Recipe, Seed
 
 Positive = Annotated[int, Field(gt=0)]
-Device = Literal["cpu", "cuda", "npu"]
+
+
+def local_path(path: str) -> str:
+    """A path of this machine: ``~`` and ``file://`` are read as such, and a plain path is left as it is.
+
+    ValueError: it is in an object store or another place that is no folder of this machine.
+    """
+    if not (path.startswith("~") or "://" in path):
+        return path
+    try:
+        return path_of_uri(path)
+    except UnusablePath as problem:
+        raise ValueError(
+            f"{problem}; training reads and writes folders of this machine: give one, or one where the store is mounted"
+        ) from problem
+
+
+LocalPath = Annotated[str, AfterValidator(local_path)]
 
 
 class EncodeConfig(BaseModel):
@@ -18,25 +36,15 @@ class EncodeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     servers: tuple[str, ...] = Field((), description="grpc://host:port of encode servers; none: in the trainer itself")
-    token_file: str | None = Field(None, description="File with the servers' token; servers on loopback may have none")
+    token_file: LocalPath | None = Field(
+        None, description="File with the servers' token; servers on loopback may have none"
+    )
     buffer_gb: float = Field(4.0, gt=0, description="Most that a data rank's buffer of batches holds ahead of training")
-    buffer_folder: str | None = Field(None, description="Where the buffers are: a local disk; empty: shared memory")
+    buffer_folder: LocalPath | None = Field(
+        None, description="Where the buffers are: a local disk; empty: shared memory"
+    )
+    most_bad_clips: float = Field(0.01, ge=0, le=1, description="Share of samples whose clips may not be readable")
     patience_s: float = Field(600.0, gt=0, description="How long no server may answer before the run fails")
-
-
-class MachineConfig(BaseModel):
-    """What the machine decides. None of it changes what is learned, beyond the order of sums."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: Device = Field("cpu", description="Of every rank; chooses gloo, nccl or hccl too")
-    shard: Positive = Field(1, description="Ranks that hold one copy of model and optimiser together (FSDP)")
-    sequence: Positive = Field(1, description="Ranks that share the tokens of one sample (Ulysses)")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of computing; weights, sums stay float32")
-    recompute: Mode = Field("none", description="What the backward pass computes again")
-    memory_gb: float | None = Field(None, gt=0, description="Of a device, for the largest batch; empty: as it reports")
-    micro_batch: Positive | None = Field(None, description="Samples at once on a device; empty: what fits, by bucket")
-    peak_tflops: float | None = Field(None, gt=0, description="Of a device in this dtype, for MFU; empty: no MFU")
 
 
 class RecordConfig(BaseModel):
@@ -63,8 +71,11 @@ class TrainingRun(BaseModel):
 
     recipe: Recipe
     manifests: tuple[str, ...]
-    checkpoint: str
-    output: str
+    checkpoint: LocalPath
+    output: LocalPath
+    branch_from: LocalPath | None = Field(
+        None, description="A checkpoint step-... of another run to go on from, with another learning rate or more steps"
+    )
     seed: Seed = 0
     machine: MachineConfig = MachineConfig()
     encode: EncodeConfig = EncodeConfig()
@@ -75,6 +86,17 @@ class TrainingRun(BaseModel):
         return Path(self.output)
 
 
-def facts_of(run: TrainingRun, manifest: str) -> dict[str, Any]:
-    """What makes it this run and no other, for its checkpoints; ``manifest`` is the fingerprint of its manifests."""
-    return {"recipe": run.recipe.model_dump(mode="json"), "seed": run.seed, "manifest": manifest}
+def facts_of(run: TrainingRun, manifest: str, weights: str, encoder: str) -> dict[str, Any]:
+    """What makes it this run and no other, for its checkpoints and its result.
+
+    Args:
+        manifest, weights, encoder: fingerprints of its manifests, of the weights it starts from, of what encodes.
+    """
+    return {
+        "recipe": run.recipe.model_dump(mode="json"),
+        "seed": run.seed,
+        "manifest": manifest,
+        "weights": weights,
+        "encoder": encoder,
+        "branch_from": run.branch_from,
+    }

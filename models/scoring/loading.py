@@ -1,6 +1,5 @@
 """Weights into a network that judges: every key and shape is the network's, or nothing is loaded."""
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,21 +61,3 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is cut off or no safetensors file; fetch it again ({error})") from error
-
-
-def read_weights_only(file: Path) -> dict[str, Tensor]:
-    """All tensors of a state dict that ``torch.save`` wrote, read without unpickling anything else.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, or holds more than weights.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"weights are missing: {file}")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{file} is damaged or holds more than weights ({str(error).splitlines()[0]})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{file} is no state dict")
-    return state

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import CheckpointError, check_keys
-from models.scoring.loading import build, read_safetensors, read_weights_only
+from models.scoring.loading import build, read_safetensors
+from models.scoring.state_dict import read_state_dict
 from models.scoring.videoalign import DIMENSIONS, Judge, Statistics, VideoAlign
 from models.scoring.videoalign_prompt import TEMPLATE_FILE, TEMPLATE_SHA256, read_template, reward_token_ids
 from models.scoring.videoalign_video import FPS, MOST_PIXELS
@@ -65,7 +66,7 @@ def load_videoalign(
     state = merged_state(
         {key: tensor for file in _base_files(base) for key, tensor in read_safetensors(file).items()},
         read_safetensors(step / ADAPTER),
-        read_weights_only(step / NON_LORA),
+        read_state_dict(step / NON_LORA),
         scale=lora_scale(settings),
         layers=config.text_config.num_hidden_layers,
     )

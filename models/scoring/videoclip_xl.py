@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.scoring.loading import build, read_safetensors, read_weights_only
+from models.scoring.loading import build
+from models.scoring.state_dict import read_state_dict
 
 FRAMES = 8
 CONTEXT = 248
@@ -221,5 +222,5 @@ def load_videoclip_xl(
         CheckpointError: it is damaged, or its keys or shapes are not the network's.
     """
     file = Path(file)
-    state = read_safetensors(file) if file.suffix == ".safetensors" else read_weights_only(file)
+    state = read_state_dict(file)
     return build(lambda: VideoClipXL(config), state, str(file), dtype=dtype, device=device)

@@ -46,9 +46,9 @@ SAMPLING = {"frames", "height", "width", "steps", "guidance", "shift", "negative
 class GenerationConfig(StepConfig):
     """What decides a video besides prompt, seed and checkpoint. Defaults are those published with ContentV-8B."""
 
-    frames: int = Field(125, description="4k + 1; 125 are 5 seconds")
-    height: int = Field(432, description="Pixels, a multiple of 16")
-    width: int = Field(768, description="Pixels, a multiple of 16")
+    frames: int = Field(125, gt=0, description="4k + 1; 125 are 5 seconds")
+    height: int = Field(432, gt=0, description="Pixels, a multiple of 16")
+    width: int = Field(768, gt=0, description="Pixels, a multiple of 16")
     fps: int = Field(24, gt=0, description="Frames per second of the file; the published model knows 24")
     steps: int = Field(50, gt=0, description="Euler steps; each is two passes through the transformer")
     guidance: float = Field(6.0, ge=0, description="Classifier-free guidance; 1 switches it off and halves the time")

@@ -29,6 +29,25 @@ class Plan:
     devices: list[str]
 
 
+@dataclass(frozen=True)
+class PromptSource:
+    """Where prompts come from: typed in, or a file or manifest, of which ``caption`` is taken; at most ``limit``."""
+
+    prompts: Sequence[str] | None = None
+    prompts_from: str | None = None
+    caption: Caption = "caption_detailed"
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Takes:
+    """How many videos of each prompt, from which seed on where it brings none, and how many are made at once."""
+
+    seed: int = 0
+    videos_per_prompt: int = 1
+    batch_size: int = 1
+
+
 def find_checkpoint(folder: str, config: GenerationConfig) -> Checkpoint:
     """Find the checkpoint whole, and hash all of it that will be read. PreflightError names what is missing."""
     root = Path(folder).resolve()
@@ -56,33 +75,28 @@ def check_devices(names: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def find_prompts(
-    prompts: Sequence[str] | None, prompts_from: str | None, caption: Caption, limit: int | None
-) -> list[Prompt]:
+def find_prompts(source: PromptSource) -> list[Prompt]:
     """The prompts that were typed in, or those of the file; PreflightError unless it is exactly one of the two."""
-    typed = [Prompt(prompt.strip()) for prompt in prompts or [] if prompt.strip()]
-    if bool(typed) == bool(prompts_from):
+    typed = [Prompt(prompt.strip()) for prompt in source.prompts or [] if prompt.strip()]
+    if bool(typed) == bool(source.prompts_from):
         raise PreflightError("give either 'prompts' (texts) or 'prompts_from' (a file or a manifest), and not both")
-    return read_prompts(prompts_from, caption, limit) if prompts_from else typed[:limit]
+    if source.prompts_from:
+        return read_prompts(source.prompts_from, source.caption, source.limit)
+    return typed[: source.limit]
 
 
 @task(name="preflight", task_run_name="preflight", cache_policy=NO_CACHE, persist_result=False)
 def generation_preflight(
     checkpoint: str,
     output: str,
-    prompts: list[str] | None,
-    prompts_from: str | None,
-    caption: Caption,
-    limit: int | None,
-    seed: int,
-    videos_per_prompt: int,
-    batch_size: int,
+    source: PromptSource,
+    takes: Takes,
     devices: list[str] | None,
     config: GenerationConfig,
 ) -> Plan:
     """Check prompts, shapes, devices, output and checkpoint, in the order of what they cost."""
     try:
-        wanted = requests(find_prompts(prompts, prompts_from, caption, limit), seed, videos_per_prompt)
+        wanted = requests(find_prompts(source), takes.seed, takes.videos_per_prompt)
         latent_shape(config.frames, config.height, config.width)
     except ValueError as problem:
         raise PreflightError(str(problem)) from problem
@@ -90,4 +104,4 @@ def generation_preflight(
     check_writable(output)
     found = find_checkpoint(checkpoint, config)
     get_run_logger().info("%d videos on %s", len(wanted), ", ".join(usable))
-    return Plan(write_batches(wanted, output, batch_size), found, usable)
+    return Plan(write_batches(wanted, output, takes.batch_size), found, usable)

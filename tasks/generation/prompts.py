@@ -10,6 +10,7 @@ anything else   a folder, as curation writes OUT/manifest: its captions, in the 
 import csv
 import io
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +100,15 @@ def _of_csv(uri: str, caption: Caption) -> Iterator[Prompt]:
     fs, path = fs_of(uri)
     with fs.open(path, "r", encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(io.StringIO(file.read()))
+    header = [name.strip() for name in reader.fieldnames or []]
+    if header.count("prompt") != 1 or header.count("seed") > 1:
+        raise PreflightError(
+            f"{uri}, line 1: the header names one column prompt, and seed at most once, not {', '.join(header)}"
+        )
+    reader.fieldnames = header
     for entry in reader:
+        if None in entry:
+            raise PreflightError(f"{uri}, line {reader.line_num}: more fields than columns; put a prompt in quotes")
         yield _prompt(entry, f"{uri}, line {reader.line_num}")
 
 
@@ -125,12 +134,21 @@ def _prompt(entry: Mapping[str, Any], place: str) -> Prompt:
     text, seed = entry.get("prompt"), entry.get("seed")
     if not isinstance(text, str) or not text.strip():
         raise PreflightError(f"{place}: there is no prompt")
-    if seed in (None, ""):
+    if seed is None or seed == "" or (isinstance(seed, float) and math.isnan(seed)):  # NaN: a gap in a table of floats
         return Prompt(text.strip())
     try:
-        return Prompt(text.strip(), checked_seed(int(seed)))
-    except (TypeError, ValueError) as problem:
+        return Prompt(text.strip(), checked_seed(_whole(seed)))
+    except ValueError as problem:
         raise PreflightError(f"{place}: seed {seed!r} is no whole number from 0 to 2^63 - 1") from problem
+
+
+def _whole(seed: object) -> int:
+    """A seed as it was written. A float, as tables with gaps have, has to be a whole number that it holds exactly."""
+    if isinstance(seed, str) or (isinstance(seed, int) and not isinstance(seed, bool)):
+        return int(seed)
+    if isinstance(seed, float) and seed.is_integer() and abs(seed) < 2**53:
+        return int(seed)
+    raise ValueError(f"{seed!r} is no whole number")
 
 
 def checked_seed(seed: int) -> int:

@@ -14,11 +14,16 @@ from tasks.tables.score import Score
 BOX = pa.struct([("x", pa.int32()), ("y", pa.int32()), ("w", pa.int32()), ("h", pa.int32())])
 SEGMENT = pa.struct([("start_s", pa.float64()), ("end_s", pa.float64()), ("width", pa.int32()), ("height", pa.int32())])
 
+CLIP_ID = (
+    "hash of source content, start and end: which seconds of which bytes, wherever they are stored; it does not change "
+    "with the crop, the scores or the captions; null: the source yields no clip"
+)
+
 # Pixels are those of the source as displayed: turned upright, with square pixels.
 _MEANINGS: dict[str, tuple[pa.DataType, str]] = {
     "source_uri": (pa.string(), "where the source is stored"),
     "source_id": (pa.string(), "hash of the source's bytes"),
-    "clip_id": (pa.string(), "hash of source content, start and end; null: the source yields no clip"),
+    "clip_id": (pa.string(), CLIP_ID),
     "start_s": (pa.float64(), "presentation time of the clip's first frame, as stored in the container"),
     "end_s": (pa.float64(), "presentation time at which the clip's last frame ends (exclusive)"),
     "duration_s": (pa.float64(), "end_s - start_s"),

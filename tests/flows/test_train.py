@@ -20,6 +20,8 @@ from prefect.utilities.callables import parameter_schema
 
 from benchmarks.encode_server import small_data
 from flows.train import train_stage1
+from training.launch.listener import GRACE_S
+from training.launch.local import KILL_S
 from training.launch.preflight import PreflightError
 from training.run import RecordConfig, TrainingRun
 
@@ -80,6 +82,20 @@ def test_the_prefect_ui_gets_plan_progress_loss_numbers_and_samples(out):
     assert shown["training-plan"][0].data
 
 
+def test_the_graph_has_a_node_for_each_part_of_the_work(out):
+    with get_client(sync_client=True) as client:
+        runs = [run for run in client.read_flow_runs() if run.parameters.get("output") == str(out)]
+        nodes = {run.name: run for run in client.read_task_runs() if run.flow_run_id == runs[0].id}
+    by_id = {node.id: name for name, node in nodes.items()}
+    after = {name: {by_id[each.id] for each in node.task_inputs.get("wait_for", [])} for name, node in nodes.items()}
+    assert after == {"preflight": set(), "train": {"preflight"}, "samples": {"train"}, "export": {"train"}}
+    assert all(node.state_type == "COMPLETED" for node in nodes.values())
+    shown = artifacts(out)
+    assert str(out / "checkpoint") in shown["training-result"][0].data
+    assert shown["training-samples"][0].task_run_id == nodes["samples"].id
+    assert shown["training-progress"][0].task_run_id == nodes["train"].id
+
+
 def test_a_rank_that_fails_is_the_first_thing_in_the_run_s_state(tmp_path, manifest, prefect_api):
     state = train(manifest, tmp_path, recipe_changes={"learning_rate": 1e30}, restarts=2, return_state=True)
     assert state.is_failed()
@@ -130,6 +146,19 @@ def test_sigterm_has_the_ranks_save_before_the_flow_ends(tmp_path, manifest, pre
     step = int(stopped[0].split("stopped at step ")[1].split()[0])
     assert (tmp_path / "checkpoints" / f"step-{step:08d}").is_dir()
     assert not running(f"{tmp_path}/training.json")
+
+
+def test_of_a_flow_that_was_killed_no_process_is_left_after_the_grace(tmp_path, manifest, prefect_api):
+    environment = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_LOGGING_LEVEL": "INFO", "PYTHONPATH": "."}
+    command = [sys.executable, "-c", PROGRAM, manifest, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as flow:
+        assert any("step 4 of 100000" in line for line in flow.stderr)
+        flow.kill()
+    deadline = time.monotonic() + GRACE_S + KILL_S
+    while running(f"{tmp_path}/training.json") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not running(f"{tmp_path}/training.json")
+    assert list((tmp_path / "checkpoints").glob("step-*"))  # and who could has saved
 
 
 def running(words: str) -> list[int]:

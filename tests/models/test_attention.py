@@ -7,13 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import kernel, sdpa, without_padding
+from models.attention import kernel, sdpa
 from models.transformer import ContentVTransformer, set_attention
 from tests.models.weights import SMALL, fill, inputs
 
 
 class StandInNPU(ModuleType):
-    """``torch_npu`` with its documented fused attention: what each argument means there, computed on the CPU."""
+    """``torch_npu`` 2.13 with its fused attention, computed on the CPU: its defaults, and what it refuses.
+
+    Read from its wheel and documentation; nothing was run on an NPU.
+    """
 
     def __init__(self) -> None:
         super().__init__("torch_npu")
@@ -27,27 +30,44 @@ class StandInNPU(ModuleType):
         head_num: int,
         input_layout: str,
         *,
+        padding_mask: Tensor | None = None,
+        atten_mask: Tensor | None = None,
         scale: float = 1.0,
         keep_prob: float = 1.0,
         pre_tockens: int = 2147483647,
         next_tockens: int = 2147483647,
         inner_precise: int = 0,
         sync: bool = False,
-        **other: Any,
     ) -> tuple[Tensor, ...]:
-        assert not other, "no masks, no padding of tokens"
-        assert input_layout == "BNSD"
-        assert query.shape[1] == head_num
+        if input_layout not in ("BSH", "SBH", "BSND", "BNSD", "TND"):
+            raise RuntimeError(f"input_layout {input_layout!r} is not supported")
+        by_head = {"BNSD": lambda x: x, "BSND": lambda x: x.transpose(1, 2)}[input_layout]
+        copied = [not x.is_contiguous() for x in (query, key, value)]
+        query, key, value = map(by_head, (query, key, value))
+        if query.shape[1] != head_num or query.shape != key.shape or query.shape != value.shape:
+            raise RuntimeError(f"{head_num} heads in layout {input_layout} are not those of {tuple(query.shape)}")
+        if query.dtype == torch.float64:
+            raise RuntimeError("the device has no float64")
+        if padding_mask is not None:
+            raise RuntimeError("padding_mask is not supported")
+        if not 0 < keep_prob <= 1 or inner_precise not in (0, 1, 2):
+            raise RuntimeError("keep_prob or inner_precise is out of range")
         tokens = query.shape[2]
-        self.calls.append(SimpleNamespace(tokens=tokens, pre=pre_tockens, next=next_tockens, sync=sync))
-        assert keep_prob == 1.0
-        assert inner_precise == 0
+        call = SimpleNamespace(tokens=tokens, pre=pre_tockens, next=next_tockens, sync=sync)
+        self.calls.append(SimpleNamespace(**vars(call), layout=input_layout, copied=any(copied)))
         if query.is_meta:
-            return (torch.empty_like(query),)
+            return (by_head(torch.empty_like(query)), *[query] * 6)
         distance = torch.arange(tokens)[None] - torch.arange(tokens)[:, None]
         outside = (distance > next_tockens) | (-distance > pre_tockens)
+        if atten_mask is not None:
+            if atten_mask.dtype not in (torch.bool, torch.uint8):
+                raise RuntimeError(f"atten_mask is bool or uint8, and True discards; not {atten_mask.dtype}")
+            outside = outside | atten_mask.bool()
+        if outside.all(-1).any():
+            raise RuntimeError("a row of the mask discards all keys")
         scores = (query @ key.transpose(2, 3) * scale).masked_fill(outside, -torch.inf)
-        return scores.softmax(-1) @ value, scores.amax(-1), scores.logsumexp(-1)
+        statistics = [scores.amax(-1), scores.logsumexp(-1)]
+        return by_head(scores.softmax(-1) @ value).contiguous(), *statistics, *[torch.empty(0)] * 4
 
 
 @pytest.fixture
@@ -77,17 +97,41 @@ def test_the_npu_window_covers_long_sequences_whole(torch_npu: StandInNPU, token
     assert (call.pre, call.next, call.sync) == (window, window, False)
 
 
-@pytest.mark.parametrize("name", ["sdpa", "npu"])
-def test_padding_is_dropped_not_masked(torch_npu: StandInNPU, name: str) -> None:
-    query, key, value = torch.randn(3, 2, 4, 13, 16)
-    padded = torch.tensor([0, 1, 2, 3, 4, 8, 9, 10])  # 5 real of 8 video tokens, 3 of 5 text tokens
-    query[:, :, [5, 6, 7, 11, 12]] = torch.nan
-    out = without_padding(kernel(name), 5, 3)(query, key, value, 8)
-    expected = F.scaled_dot_product_attention(query[:, :, padded], key[:, :, padded], value[:, :, padded])
-    assert torch.allclose(out[:, :, padded], expected, atol=1e-5)
-    assert not out[:, :, [5, 6, 7, 11, 12]].any()
-    if name == "npu":
-        assert torch_npu.calls[0].tokens == 8
+@pytest.mark.parametrize("by_token", [True, False])
+def test_the_npu_is_told_the_layout_that_tensors_have_and_copies_none(torch_npu: StandInNPU, by_token: bool) -> None:
+    """By token as the projections write them, by head as the exchange of sequence parallelism does."""
+    query, key, value = torch.randn(3, 2, 13, 4, 16).transpose(2, 3) if by_token else torch.randn(3, 2, 4, 13, 16)
+    out = kernel("npu")(query, key, value, 8)
+    assert torch.allclose(out, sdpa(query, key, value, 8), atol=1e-5)
+    (call,) = torch_npu.calls
+    assert call.layout == ("BSND" if by_token else "BNSD")
+    assert not call.copied
+    assert out.shape == query.shape and out.stride() == query.stride()
+
+
+def test_no_block_of_a_model_has_its_tensors_copied(torch_npu: StandInNPU) -> None:
+    model = fill(ContentVTransformer(**SMALL))
+    set_attention(model, "npu")
+    model(**inputs())
+    assert [(call.layout, call.copied) for call in torch_npu.calls] == [("BSND", False)] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"atten_mask": torch.zeros(13, 13)}, "bool or uint8"),
+        ({"atten_mask": torch.ones(13, 13, dtype=torch.bool)}, "discards all keys"),
+        ({"padding_mask": torch.ones(13)}, "not supported"),
+        ({"input_layout": "BSND"}, "heads in layout"),
+        ({"input_layout": "BHSD"}, "not supported"),
+    ],
+)
+def test_the_stand_in_refuses_what_the_operator_refuses(
+    torch_npu: StandInNPU, change: dict[str, Any], words: str
+) -> None:
+    query = torch.randn(2, 4, 13, 16)
+    with pytest.raises(RuntimeError, match=words):
+        torch_npu.npu_fusion_attention(query, query, query, **{"head_num": 4, "input_layout": "BNSD"} | change)
 
 
 def test_the_npu_is_asked_for_before_any_work() -> None:

@@ -1,17 +1,18 @@
 """Checkpoints of a run, for an exact resume: weights, their average, the optimiser, and the facts of the run.
 
-Each is a folder ``step-00000500`` in the format of torch.distributed.checkpoint, so that ranks write their own shards
+Each is a folder ``step-00000500`` in the format of torch.distributed.checkpoint, so that ranks write their own shares
 and any other number of ranks, or one process, reads them; and ``facts.json``. It is written in the background, under a
 hidden name, and renamed once every rank is done: what has the name is whole.
 
-While they save or load, the ranks of a run exchange their plans pickled, in their own process group.
+Ranks exchange no objects while they save or load, only numbers: a rank knows from the layout what it writes
+(``save_plan.py``), and tells rank 0 where in its file that is.
 """
 
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
@@ -20,19 +21,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-from models.checkpoint import CheckpointError, check_keys
+from models.checkpoint import check_keys
 from models.transformer import ContentVTransformer
 from training.checkpoint.ema import Ema
-from training.checkpoint.files import Reader, Writer, cause, read, shapes_of
+from training.checkpoint.facts import FACTS, check_facts, plain, read_facts, write_facts
+from training.checkpoint.files import INDEX, Reader, read, shapes_of, sync_folder, write_bytes, write_tensors
+from training.checkpoint.names import hidden, step_folders, step_name, unfinished
+from training.checkpoint.save_plan import SavePlan, entries_of, file_name, stage
+from training.distributed.agreement import shared_failure
 from training.distributed.parallel import Parallel
 
-FACTS = "facts.json"
-MAY_CHANGE = ("step", "loss", "layout")  # facts that another run may have, and still go on from a checkpoint
-OLD = "-old"
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no mistake
@@ -86,9 +87,11 @@ class Checkpoints:
         self._keep_last, self._keep_best = keep_last, keep_best
         self._writer = ThreadPoolExecutor(1, "checkpoints")
         self._pending: tuple[int, Future[None]] | None = None
+        self._plan: SavePlan | None = None
+        self._index: tuple[list[Tensor], bytes] | None = None  # of the last save: where all was, and the index of that
         if parallel.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".step-*"):
+            for left in unfinished(self.folder):
                 shutil.rmtree(left)
 
     def save(self, step: int, state: State, loss: float | None, facts: Mapping[str, Any]) -> None:
@@ -106,16 +109,16 @@ class Checkpoints:
         self.finish()
         number = loss if loss is not None and isfinite(loss) else None
         facts = {"step": step, "loss": number, "layout": asdict(self._parallel.layout), **_facts(state.model, facts)}
-        partial, group = self.folder / f".{_name(step)}", self._parallel.checkpoint_group
-        writer, alone = Writer(partial), group is None
-        written = dcp.async_save(state.tensors(), storage_writer=writer, process_group=group, no_dist=alone)
-        self._pending = step, self._writer.submit(self._publish, written, partial, facts)  # type: ignore[arg-type]
+        tensors = state.tensors()
+        entries = entries_of(tensors)
+        if self._plan is None or self._plan.entries != entries:
+            self._plan = SavePlan(entries, self._parallel.layout)
+        staged = stage(tensors, self._plan.share(self._parallel.rank))
+        partial = hidden(self.folder / step_name(step))
+        self._pending = step, self._writer.submit(self._write, self._plan, staged, partial, facts)
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is whole.
-
-        NotWritten: it could not be, on any rank.
-        """
+        """Wait until the last checkpoint is whole. NotWritten: it could not be, on any rank."""
         if self._pending is None:
             return
         (step, written), self._pending = self._pending, None
@@ -124,7 +127,7 @@ class Checkpoints:
         except BaseException as error:
             before = last_checkpoint(self.folder)
             good = f"the last whole one is {before[1]}" if before else "there is none before it"
-            raise NotWritten(f"the checkpoint of step {step} was not written; {good}: {cause(error)}") from error
+            raise NotWritten(f"the checkpoint of step {step} was not written; {good}: {error}") from error
 
     def last(self) -> tuple[int, Path] | None:
         """Step and folder of the newest whole checkpoint, as rank 0 sees it."""
@@ -135,48 +138,83 @@ class Checkpoints:
         step = torch.tensor([found[0] if found else -1])
         dist.broadcast(step, 0, group=group)
         number = int(step.item())
-        return None if number < 0 else (number, self.folder / _name(number))
+        return None if number < 0 else (number, self.folder / step_name(number))
 
     def load(self, path: str | Path, state: State, facts: Mapping[str, Any]) -> int:
         """Load a checkpoint of any layout into ``state``, and say how many steps it had.
 
         CheckpointError, before anything is loaded: it is of another model or another run, or damaged.
         """
+        check_facts(read_facts(Path(path)), _facts(state.model, facts), f"checkpoint {path}")
+        return self.load_state(path, state)
+
+    def load_state(self, path: str | Path, state: State) -> int:
+        """As ``load``, whichever run the checkpoint is of, as long as it is of as large a model."""
         path = Path(path)
         there, tensors = read_facts(path), state.tensors()
-        check_facts(there, _facts(state.model, facts), path)
-        reader = Reader(path)
+        reader = Reader(path, there.get("index_crc32"))
         check_keys(reader.shapes(), shapes_of(tensors), f"checkpoint {path}")
-        group = self._parallel.cpu_group
-        read(tensors, reader, group)
+        read(tensors, reader, self._parallel.cpu_group)
         state.take(tensors)
         return int(there["step"])
 
-    def _publish(self, written: "Future[Any]", partial: Path, facts: Mapping[str, Any]) -> None:
-        """Give a checkpoint its name once all ranks have written theirs; on failure all of them raise."""
+    def _write(self, plan: SavePlan, staged: list[Tensor], partial: Path, facts: dict[str, Any]) -> None:
+        """Write this rank's file; once all ranks have, give the checkpoint its name. On failure all of them raise."""
         group, rank = self._parallel.checkpoint_group, self._parallel.rank
-        failure: BaseException | None = None
+        spans, failure = torch.empty((0, 2), dtype=torch.int64), None
         try:
-            written.result()
-            if rank == 0:
-                _write_facts(partial, facts)
-                whole = self.folder / partial.name[1:]
-                if whole.exists():  # of the same step, before the run went back
-                    _remove(whole)
-                os.rename(partial, whole)
-                _sync(self.folder)
-                self._rotate()
-        except BaseException as error:
+            partial.mkdir(exist_ok=True)
+            spans = write_tensors(partial / file_name(rank), staged)
+        except Exception as error:
             failure = error
+        staged.clear()
+        words = shared_failure(failure, group)  # from here on no rank writes in the folder but rank 0
+        if words is None:
+            every = self._gathered(spans)
             if rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-        if group is not None:
-            written_by_all = torch.tensor([failure is None], dtype=torch.int32)
-            dist.all_reduce(written_by_all, dist.ReduceOp.MIN, group=group)
-            if failure is None and not written_by_all.item():
-                failure = RuntimeError("rank 0 could not give it its name")
-        if failure is not None:
-            raise failure
+                try:
+                    self._publish(plan, every, partial, facts)
+                except Exception as error:
+                    failure = error
+        if rank == 0 and (words or failure):
+            shutil.rmtree(partial, ignore_errors=True)
+        published = shared_failure(failure if words is None else None, group)  # none goes on before the folder is gone
+        if words or published:
+            raise RuntimeError(words or published) from failure
+
+    def _gathered(self, spans: Tensor) -> list[Tensor]:
+        """On rank 0 where every rank's tensors are in its file, each [most pieces of a rank, 2]; elsewhere nothing."""
+        group = self._parallel.checkpoint_group
+        if group is None:
+            return [spans]
+        most = torch.tensor([len(spans)])
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+        padded = torch.zeros((int(most.item()), 2), dtype=torch.int64)
+        padded[: len(spans)] = spans
+        first = self._parallel.rank == 0
+        every = [torch.empty_like(padded) for _ in range(self._parallel.layout.world)] if first else None
+        dist.gather(padded, every, dst=0, group=group)
+        return every or []
+
+    def _publish(self, plan: SavePlan, spans: list[Tensor], partial: Path, facts: dict[str, Any]) -> None:
+        """Complete a checkpoint whose tensors are all written, give it its name, and remove those that are too old."""
+        index = self._indexed(plan, spans)
+        write_bytes(partial / INDEX, index)
+        write_facts(partial, facts | {"index_crc32": zlib.crc32(index)})
+        whole = self.folder / step_name(facts["step"])
+        old = hidden(whole, old=True)
+        if whole.exists():  # of the same step, before the run went back
+            os.rename(whole, old)
+        os.rename(partial, whole)
+        sync_folder(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        self._rotate()
+
+    def _indexed(self, plan: SavePlan, spans: list[Tensor]) -> bytes:
+        """The index; that of the save before where everything is at the same place, as it mostly is."""
+        if self._index is None or not _same(self._index[0], spans):
+            self._index = spans, plan.index(spans)
+        return self._index[1]
 
     def _rotate(self) -> None:
         """Remove what is neither among the newest nor among the best of the others."""
@@ -191,32 +229,8 @@ def last_checkpoint(folder: str | Path) -> tuple[int, Path] | None:
     return max(_whole(Path(folder)), default=None)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a checkpoint. CheckpointError: there is none, or they cannot be read."""
-    try:
-        return json.loads((path / FACTS).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of a run: {error}") from error
-
-
-def check_facts(there: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:
-    """CheckpointError if a checkpoint is of another model, recipe or data; says in what they differ."""
-    differ = [
-        difference
-        for name in here
-        if name not in MAY_CHANGE
-        for difference in _differences(name, there.get(name), here[name])
-    ]
-    if differ:
-        raise CheckpointError("\n".join([f"checkpoint {path} is of another run, and was not loaded:", *differ]))
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 def _whole(folder: Path) -> list[tuple[int, Path]]:
-    return [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*") if (path / FACTS).is_file()]
+    return [(step, path) for step, path in step_folders(folder) if (path / FACTS).is_file()]
 
 
 def _loss(path: Path) -> float:
@@ -225,36 +239,16 @@ def _loss(path: Path) -> float:
 
 
 def _facts(model: ContentVTransformer, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """With the model's size, as they are when they are read again."""
-    return json.loads(json.dumps({**facts, "model": asdict(model.config)}))
+    """With the model's size."""
+    return plain({**facts, "model": asdict(model.config)})
 
 
-def _differences(name: str, there: Any, here: Any) -> list[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = sorted(there.keys() | here.keys())
-        return [line for key in keys for line in _differences(f"{name}.{key}", there.get(key), here.get(key))]
-    return [] if there == here else [f"  {name} is {there!r} there and {here!r} here"]
-
-
-def _write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    with open(folder / FACTS, "w") as file:
-        json.dump(facts, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(folder)
+def _same(spans: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(spans) == len(others) and all(map(torch.equal, spans, others))
 
 
 def _remove(path: Path) -> None:
     """Hidden first: nobody sees half of one, and what a crash leaves of it goes the next time."""
-    hidden = path.with_name(f".{path.name}{OLD}")
-    os.rename(path, hidden)
-    shutil.rmtree(hidden)
-
-
-def _sync(folder: Path) -> None:
-    """A rename is on disk when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    old = hidden(path, old=True)
+    os.rename(path, old)
+    shutil.rmtree(old)

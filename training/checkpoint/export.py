@@ -10,17 +10,18 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from models.checkpoint import CheckpointError, check_keys, save_transformer
 from models.transformer import ContentVTransformer
-from training.checkpoint.checkpoints import read_facts
 from training.checkpoint.ema import Ema
+from training.checkpoint.facts import read_facts, write_facts
 from training.checkpoint.files import Reader, read, shapes_of
+from training.distributed.agreement import shared_failure
 from training.distributed.parallel import Parallel
 
 WEIGHTS = ("transformer",)  # parts of a checkpoint that an export writes; the others are taken over
@@ -32,7 +33,7 @@ def export(
     folder: str | Path,
     source: str | Path | None,
     parallel: Parallel,
-    dtype: torch.dtype | None = None,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write the averaged weights in the layout of diffusers, whole or not at all: ``folder/transformer``.
 
@@ -40,36 +41,38 @@ def export(
 
     Args:
         source: the checkpoint that the run started from: its VAE, text encoders and other parts are linked, or copied.
-        dtype: of the written weights; float32 by default.
+        facts: of the run and of the step, to be left in ``folder``.
 
     Raises:
-        FileExistsError: the folder is there.
+        FileExistsError: the folder is there; CheckpointError on the other ranks.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in ema.state.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if parallel.rank == 0:
-            state[name] = whole.to("cpu", dtype or whole.dtype)
+            state[name] = whole.to("cpu")
         del whole
     failure: Exception | None = None
     if parallel.rank == 0:
         try:
-            write_export(model, state, Path(folder), source)
+            write_export(model, state, Path(folder), source, facts)
         except Exception as error:
             failure = error
-    if parallel.cpu_group is not None:
-        failed = torch.tensor([failure is not None], dtype=torch.int32)
-        dist.broadcast(failed, 0, group=parallel.cpu_group)
-        if failed.item() and failure is None:
-            raise CheckpointError(f"rank 0 could not write {folder}")
+    words = shared_failure(failure, parallel.cpu_group)
     if failure is not None:
         raise failure
+    if words is not None:
+        raise CheckpointError(f"{folder} was not written: {words}")
 
 
 def write_export(
-    model: ContentVTransformer, state: Mapping[str, Tensor], folder: Path, source: str | Path | None
+    model: ContentVTransformer,
+    state: Mapping[str, Tensor],
+    folder: Path,
+    source: str | Path | None,
+    facts: Mapping[str, Any],
 ) -> None:
-    """``state`` as ``folder/transformer``, and beside it the other parts of ``source``, if that is a folder."""
+    """``state`` as ``folder/transformer``, beside it the other parts of ``source``, if that is a folder, and facts."""
     if folder.exists():
         raise FileExistsError(f"{folder} is there already, and a checkpoint is never overwritten")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -80,6 +83,7 @@ def write_export(
             for part in sorted(Path(source).iterdir()):
                 if part.is_dir() and part.name not in WEIGHTS and not part.name.startswith("."):
                     shutil.copytree(part, partial / part.name, copy_function=_link)
+        write_facts(partial, facts)
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -95,15 +99,16 @@ def export_checkpoint(
         CheckpointError: it is no checkpoint of a run, or damaged.
         FileExistsError: the folder is there.
     """
-    config = read_facts(Path(path))["model"]
+    facts = read_facts(Path(path))
+    config = facts["model"]
     with torch.device("meta"):
         model = ContentVTransformer(**config)
-    reader = Reader(path)
+    reader = Reader(path, facts.get("index_crc32"))
     stored = {name: shape for name, shape in reader.shapes().items() if name.startswith("ema.")}
     check_keys(stored, shapes_of({"ema": model.state_dict()}), f"checkpoint {path}")
     state = {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
     read({"ema": state}, reader, None)
-    write_export(model, {name: tensor.to(dtype) for name, tensor in state.items()}, Path(folder), source)
+    write_export(model, {name: tensor.to(dtype) for name, tensor in state.items()}, Path(folder), source, facts)
 
 
 def main() -> None:

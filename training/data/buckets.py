@@ -41,7 +41,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Of the transformer, patches of 2 x 2 latent pixels."""
+        """Tokens of the transformer: patches of 2 x 2 latent pixels."""
         frames, height, width = self.latent
         return frames * (height // PATCH) * (width // PATCH)
 

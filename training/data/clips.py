@@ -179,7 +179,7 @@ def _at_times(video: Video, clip: Clip, count: int, fps: int) -> Iterator[Shown]
     for shown in video.shown(from_s=clip.start_s):
         if shown.time_s > clip.end_s - SAME_S:
             break
-        early_s = min(GRACE / fps, shown.end_s - shown.time_s) / 2
+        early_s = min(GRACE / 2 / fps, (shown.end_s - shown.time_s) / 3)
         while times_s and times_s[0] + early_s < shown.end_s:
             if first is None and shown.time_s > clip.start_s + GRACE / fps:
                 raise ValueError(f"it has no picture at {clip.start_s:.3f} s: the next one is at {shown.time_s:.3f} s")

@@ -15,7 +15,7 @@ class ContentHash:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._parts = {field.name: (hashlib.blake2b(), hashlib.blake2b()) for field in schema}  # lengths, values
+        self._parts = {field.name: (hashlib.sha256(), hashlib.sha256()) for field in schema}  # lengths, values
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Add the next rows, without nulls."""
@@ -30,7 +30,7 @@ class ContentHash:
                 values.update(np.ascontiguousarray(column.to_numpy()).data)
 
     def hexdigest(self) -> str:
-        whole = hashlib.blake2b(str(self._schema).encode())
+        whole = hashlib.sha256(str(self._schema).encode())
         for lengths, values in self._parts.values():
             whole.update(lengths.digest() + values.digest())
         return whole.hexdigest()

@@ -93,7 +93,7 @@ class _Found:
         width, height = batch["crop_w"].to_numpy(), batch["crop_h"].to_numpy()
         blank = np.zeros(batch.num_rows, np.uint8)
         for name, bit in BLANK.items():
-            empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(batch[name])), 0)
+            empty = pc.or_(pc.equal(batch[name], ""), pc.utf8_is_space(batch[name]))  # seen at the first letter
             blank |= empty.to_numpy(zero_copy_only=False) * np.uint8(bit)
         seconds = batch["end_s"].to_numpy() - batch["start_s"].to_numpy()
         values = {

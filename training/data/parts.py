@@ -20,11 +20,12 @@ def parts(
         at_once: for each number of frames, how many samples a device takes; the same on all ranks.
     """
     samples = plan.samples(step, data_rank, data_ranks)
-    count = number_of_parts(plan.shapes(step), data_ranks, at_once[samples[0].shape.frames])
+    most = at_once[samples[0].shape.frames]  # all samples of a step have as many frames
+    count = number_of_parts(plan.shapes(step), plan.run(step), data_ranks, most)
     groups: dict[Shape, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.shape, []).append(sample)
-    shares = divided([len(group) for group in groups.values()], at_once[samples[0].shape.frames], count)
+    shares = divided([len(group) for group in groups.values()], most, count)
     return [
         group[len(group) * part // share : len(group) * (part + 1) // share]
         for group, share in zip(groups.values(), shares, strict=True)
@@ -32,10 +33,14 @@ def parts(
     ]
 
 
-def number_of_parts(shapes: Sequence[Shape], data_ranks: int, most: int) -> int:
-    """Parts that every rank makes of its share of a batch with these shapes: what the rank with most needs."""
+def number_of_parts(shapes: Sequence[Shape], run: int, data_ranks: int, most: int) -> int:
+    """Parts that every rank makes of its share of a batch: what the rank that needs most does.
+
+    Args:
+        shapes: of the batch's runs of ``run`` samples each, in order.
+    """
     _, numbers = np.unique([str(shape) for shape in shapes], return_inverse=True)
-    of_rank = numbers.reshape(data_ranks, -1)
+    of_rank = np.repeat(numbers, run).reshape(data_ranks, -1)
     needed = sum(-(-np.count_nonzero(of_rank == number, axis=1) // most) for number in range(numbers.max() + 1))
     return int(np.max(needed))
 

@@ -149,13 +149,17 @@ class BatchPlan:
         """Samples of a step over all ranks."""
         return self.job.recipe.batch(self._kinds[step])
 
+    def run(self, step: int) -> int:
+        """Samples in a row of a step's batch that come from one bucket."""
+        return self.job.recipe.run(self._kinds[step])
+
     def samples(self, step: int, data_rank: int = 0, data_ranks: int = 1) -> list[Sample]:
         """The samples of a step that one data rank trains on, in order; every rank has as many.
 
         Raises:
             ValueError: the batch does not divide among so many ranks (``check_ranks`` says so for the whole run).
         """
-        run, share = self.job.recipe.run(self._kinds[step]), _share(self.batch_size(step), data_ranks)
+        run, share = self.run(step), _share(self.batch_size(step), data_ranks)
         first, last = data_rank * share // run, -(-(data_rank + 1) * share // run)
         chosen, before = self._place(step)
         drawn = [(bucket, row) for bucket, rows in chosen.runs(before + first, last - first) for row in rows.tolist()]
@@ -164,12 +168,10 @@ class BatchPlan:
         return [self._sample(step, index, *one) for index, one in enumerate(own, start=data_rank * share)]
 
     def shapes(self, step: int) -> list[Shape]:
-        """The shapes of the whole batch of a step, in its order."""
-        recipe = self.job.recipe
-        run = recipe.run(self._kinds[step])
+        """The shape of each run of the whole batch of a step, in its order."""
         chosen, before = self._place(step)
-        buckets = chosen.buckets_of(before, self.batch_size(step) // run)
-        return [shape for bucket in buckets for shape in [shape_of(bucket, recipe)] * run]
+        buckets = chosen.buckets_of(before, self.batch_size(step) // self.run(step))
+        return [shape_of(bucket, self.job.recipe) for bucket in buckets]
 
     def replacement(self, sample: Sample, attempt: int) -> Sample:
         """The sample with another clip, for one that cannot be read: of the same bucket, shape, place and seed.
@@ -196,7 +198,7 @@ class BatchPlan:
 
     def values(self, step: int) -> int:
         """Latent numbers of the whole batch of a step: what its loss is the mean over."""
-        return sum(map(values, self.shapes(step)))
+        return self.run(step) * sum(map(values, self.shapes(step)))
 
     def check_ranks(self, data_ranks: int) -> None:
         """ValueError unless the recipe's batches divide among so many data ranks."""
@@ -261,7 +263,7 @@ def quotas(steps: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _kind_of_step(data: str, step: int) -> Kind:
-    """Of a phase's step from 0: balanced phases begin with videos and take turns."""
+    """What step number ``step`` of a phase, from 0, trains on: balanced phases begin with videos and take turns."""
     if data == "balanced":
         return "images" if step % 2 else "videos"
     return "images" if data == "images" else "videos"

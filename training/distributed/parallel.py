@@ -19,8 +19,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from models.attention import kernel
-from models.transformer import ContentVTransformer, check_inputs, patchify, set_attention, token_grid
+from models.attention import Attention, kernel
+from models.transformer import (
+    ContentVTransformer,
+    attention_of,
+    check_inputs,
+    patchify,
+    set_attention,
+    token_grid,
+)
 from training.distributed.layout import Layout
 from training.distributed.sequence_parallel import forward_shard, shard_of, ulysses
 
@@ -54,7 +61,7 @@ class Parallel:
     header_group: dist.ProcessGroup | None = None
     checkpoint_group: dist.ProcessGroup | None = None
     owner: bool = False
-    _attends: tuple[int, int] | None = field(default=None, repr=False)  # the token counts that attention is set for
+    _exchange: tuple[tuple[int, int], Attention] | None = field(default=None, repr=False)  # for so many tokens
     _reduces: bool | None = field(default=None, repr=False)
 
     @property
@@ -90,11 +97,17 @@ class Parallel:
         patches, grid = patchify(noisy, patch), token_grid(noisy, patch)
         if self.sequence_group is None:
             return model.forward_tokens(patches, text, pooled, timestep, grid)
-        counts = patches.shape[1], text.shape[1]
-        if counts != self._attends:
-            set_attention(model, ulysses(kernel(self.attention), self.sequence_group, *counts))
-            self._attends = counts
+        self._attend(model, patches.shape[1], text.shape[1])
         return forward_shard(model, patches, text, pooled, timestep, grid, self.sequence_group)[0]
+
+    def _attend(self, model: ContentVTransformer, video_tokens: int, text_tokens: int) -> None:
+        """Have the model attend over shards of so many tokens, in this forward pass and in its backward pass."""
+        assert self.sequence_group is not None
+        counts = video_tokens, text_tokens
+        if self._exchange is None or self._exchange[0] != counts:
+            self._exchange = counts, ulysses(kernel(self.attention), self.sequence_group, *counts)
+        if attention_of(model) is not self._exchange[1]:
+            set_attention(model, self._exchange[1])
 
     def own(self, latents: Tensor, patch: int = 2) -> Tensor:
         """This rank's tokens of whole latents [B, C, T, h, w]: [B, n, p p C], in the order of ``predict``'s answer."""
@@ -106,13 +119,16 @@ class Parallel:
 
     @contextmanager
     def whole(self, model: ContentVTransformer) -> Iterator[None]:
-        """Meanwhile the model takes whole videos on every rank, as sampling does.
+        """Meanwhile the model takes whole videos on every rank, as sampling does; after it, it attends as before.
 
         A sharded model wants all ranks to call it as often.
         """
+        before = attention_of(model)
         set_attention(model, self.attention)
-        self._attends = None
-        yield
+        try:
+            yield
+        finally:
+            set_attention(model, before)  # a backward pass that is still to come may compute blocks again
 
     def micro_step(self, model: nn.Module, last: bool) -> None:
         """Say before a forward pass whether its gradients complete the step.
@@ -265,12 +281,16 @@ def stop(parallel: Parallel) -> None:
 def parallelize(model: ContentVTransformer, parallel: Parallel, dtype: torch.dtype) -> None:
     """Spread the model over the ranks, and have it compute in ``dtype``; its weights become float32 on the device.
 
-    Blocks go one by one to the device, so that it never holds more than its shards and one block.
-    One rank that computes in float32 has the plain model.
+    Blocks go one by one to the device, so that it never holds more than its shards and one block. A model of the meta
+    device gets memory there with nothing in it. One rank that computes in float32 has the plain model.
     """
-    set_attention(model, parallel.attention)
+    empty = next(model.parameters()).is_meta
     if parallel.layout.world == 1 and dtype == torch.float32:
-        model.to(parallel.device, torch.float32)
+        model.float()
+        if empty:
+            model.to_empty(device=parallel.device)
+        else:
+            model.to(parallel.device)
         return
     if parallel.mesh is None:
         _alone(parallel)
@@ -284,6 +304,8 @@ def parallelize(model: ContentVTransformer, parallel: Parallel, dtype: torch.dty
         sharded.set_force_sum_reduction_for_comms(True)  # gloo and hccl have no scaled sums
         sharded.set_reduce_scatter_unused_params(True, recurse=False)  # a rank without a gradient must not be missed
     register_fsdp_forward_method(model, "forward_tokens")
+    if empty:
+        model.to_empty(device=parallel.device)
 
 
 def _alone(parallel: Parallel) -> None:

@@ -8,6 +8,7 @@ are cut off again, tokens with a repetition that attention never sees. There are
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,16 +92,19 @@ def ulysses(attention: Attention, group: dist.ProcessGroup, video_tokens: int, t
 
 
 class _AllToAll(Function):
-    """Rank i's part j becomes rank j's part i; the gradient goes the same way back. Parts are the first axis."""
+    """Rank i's part j becomes rank j's part i; the gradient goes the same way back. Parts are the first axis.
+
+    The exchange is PyTorch's functional one, which returns what it received: recomputation can keep that.
+    """
 
     @staticmethod
-    def forward(ctx, parts: Tensor, group: dist.ProcessGroup) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, parts: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        parts = parts.contiguous()
-        received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts, group=group)
-        return received
+        sizes = [1] * len(parts)
+        collective = torch.ops._c10d_functional
+        received = collective.all_to_all_single(parts.contiguous(), sizes, sizes, group.group_name)
+        return collective.wait_tensor(received)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _AllToAll.apply(grads[0], ctx.group), None

@@ -1,9 +1,11 @@
 """Where training starts: weights from a checkpoint, or new ones, into a model that may be spread over ranks.
 
-Each rank reads from the file, one tensor after the other, and keeps its own shard: a machine of eight ranks never
-holds eight copies of the model.
+Each rank reads or draws one tensor after the other, and keeps its own shard: a machine of eight ranks never holds
+eight copies of the model.
 """
 
+import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,50 +14,59 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from models.checkpoint import CONFIGS, check_keys, network_folder, read_config, stored_tensors
-from models.transformer import ContentVTransformer, TransformerConfig
-from training.distributed.parallel import Parallel, parallelize
+from models.checkpoint import CONFIGS, Stored, check_stored, network_folder, read_config
+from models.transformer import ContentVTransformer, TransformerConfig, initialise_layer
+
+Weights = Iterator[tuple[str, Tensor]]  # each with its name in the state dict, whole, on the CPU
 
 
-def starting_model(checkpoint: str, parallel: Parallel, dtype: torch.dtype, seed: int) -> ContentVTransformer:
-    """The model that training starts from, spread over the ranks, its weights float32.
+def stored_weights(model: ContentVTransformer, checkpoint: str) -> Weights:
+    """The tensors of a checkpoint's folder, read one by one as they are asked for.
 
-    Args:
-        checkpoint: folder in the diffusers layout; or a size by its name ("tiny", "8b"), for new weights.
-        seed: of new weights, which are the same on every rank.
-
-    Raises:
+    Raises, before any is read:
         FileNotFoundError: there is none.
-        CheckpointError: keys or shapes are not those of its config, or a file is damaged.
+        CheckpointError: keys or shapes are not the model's, or a file is damaged.
+    """
+    return _read(check_stored(network_folder(checkpoint), model.config))
+
+
+def _read(stored: dict[str, Stored]) -> Weights:
+    for name, each in stored.items():
+        with safe_open(each.file, framework="pt") as file:
+            yield name, file.get_tensor(each.key)
+
+
+def new_weights(config: TransformerConfig, seed: int) -> Weights:
+    """Weights to train from nothing, drawn layer by layer as they are asked for.
+
+    A layer's draws depend on the seed and on its name alone, so they are the same on every rank.
     """
     with torch.device("meta"):
-        model = ContentVTransformer(**asdict(read_config_of(checkpoint)))
-    if is_new(checkpoint):
+        blueprint = ContentVTransformer(**asdict(config))
+    for name, layer in blueprint.named_modules():
+        if not any(True for _ in layer.parameters(recurse=False)):
+            continue
+        layer.to_empty(device="cpu")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            state = ContentVTransformer(**asdict(model.config)).state_dict()
-        place(model, parallel, dtype)
-        for name, target in model.state_dict(keep_vars=True).items():
-            _put(state.pop(name), target)
-        return model
-    folder = network_folder(checkpoint)
-    stored = stored_tensors(folder)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_keys({name: each.shape for name, each in stored.items()}, wanted, f"checkpoint {folder}")
-    place(model, parallel, dtype)
-    for name, target in model.state_dict(keep_vars=True).items():
-        with safe_open(stored[name].file, framework="pt") as file:
-            _put(file.get_tensor(stored[name].key), target)
-    return model
+            torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            initialise_layer(name, layer)
+        yield from ((f"{name}.{part}", tensor) for part, tensor in layer.named_parameters())
+        layer.to("meta")
 
 
-def place(model: ContentVTransformer, parallel: Parallel, dtype: torch.dtype) -> None:
-    """Spread a model of the meta device over the ranks; its weights are memory with nothing in it yet."""
-    if parallel.layout.world == 1 and dtype == torch.float32:
-        model.to_empty(device=parallel.device)  # nothing to spread
-    parallelize(model.float(), parallel, dtype)
-    if next(model.parameters()).is_meta:
-        model.to_empty(device=parallel.device)
+@torch.no_grad()
+def fill(model: ContentVTransformer, weights: Weights) -> None:
+    """Put weights into a model that is where it will be trained, each rank its own part of each."""
+    targets = model.state_dict(keep_vars=True)
+    for name, whole in weights:
+        target = targets.pop(name)
+        if isinstance(target, DTensor):
+            own = whole.to(target.device, torch.float32)
+            target.copy_(distribute_tensor(own, target.device_mesh, target.placements, src_data_rank=None))
+        else:
+            target.copy_(whole)
+    if targets:
+        raise ValueError(f"no weights were given for {', '.join(targets)}")
 
 
 def is_new(checkpoint: str) -> bool:
@@ -66,12 +77,3 @@ def is_new(checkpoint: str) -> bool:
 def read_config_of(checkpoint: str) -> TransformerConfig:
     """The size of the model that training starts from. FileNotFoundError: there is none."""
     return read_config(checkpoint if is_new(checkpoint) else network_folder(checkpoint))
-
-
-@torch.no_grad()
-def _put(whole: Tensor, target: Tensor) -> None:
-    if isinstance(target, DTensor):
-        own = whole.to(target.device, torch.float32)
-        target.copy_(distribute_tensor(own, target.device_mesh, target.placements, src_data_rank=None))
-    else:
-        target.copy_(whole)

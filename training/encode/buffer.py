@@ -10,14 +10,11 @@ the end of a pipe. If both are killed at once, the next buffer in that place rem
 
 import atexit
 import contextlib
-import errno
-import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import traceback
 from collections import deque
@@ -34,14 +31,12 @@ from training.data.manifest import ManifestError, open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode import wire
 from training.encode.batch_file import file_bytes, read_file, write_file
+from training.encode.buffer_folder import bound, hold, new_folder
 from training.encode.client import EncodeClient
 from training.encode.encoder import Encoded
 from training.encode.servers import NoServer, WrongToken, servers_of
 from training.run import EncodeConfig
 
-MEMORY = Path("/dev/shm")  # where Linux has a file system in memory
-PREFIX = f"contentv-buffer-{os.getuid()}-"
-GB = 10**9
 AT_ONCE = 2  # batches that are fetched at the same time, so that a lone rank has more than one server work for it
 LOOKS_S = 1.0  # seconds between two looks whether the trainer is still the parent
 LEAVES_S = 10.0  # seconds that a process may take to end after its pipe
@@ -178,55 +173,6 @@ class _Process:
 
 def file_name(step: int) -> str:
     return f"step-{step:08d}.arrow"
-
-
-def new_folder(encode: EncodeConfig) -> tuple[Path, int]:
-    """A folder for one buffer and the open lock that says that it is in use.
-
-    It is in ``buffer_folder``; by default in memory, or with the system's temporary files where there is no such place.
-    What buffers left there whose processes are all dead is removed. OSError: there is less room than the bound.
-    """
-    place = Path(encode.buffer_folder or (MEMORY if MEMORY.is_dir() else tempfile.gettempdir()))
-    place.mkdir(parents=True, exist_ok=True)
-    for left in place.glob(f"{PREFIX}*"):
-        remove_if_left(left)
-    free = shutil.disk_usage(place).free
-    if free < bound(encode):
-        words = f"a buffer may take {encode.buffer_gb:g} GB, and {place} has {free / GB:.2f} GB free"
-        raise OSError(errno.ENOSPC, f"{words}: make encode.buffer_gb smaller, or set encode.buffer_folder")
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another took it for left behind: not locked yet
-            return folder, hold(folder)
-
-
-def hold(folder: Path) -> int:
-    """Lock a buffer's folder together with its other process. OSError: it is being removed."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if not os.stat(folder).st_ino == os.fstat(lock).st_ino:
-            raise FileNotFoundError(folder)
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
-
-
-def remove_if_left(folder: Path) -> None:
-    """Remove a buffer's folder if neither of its processes is alive."""
-    with contextlib.suppress(OSError):  # it is in use, or gone by now
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        finally:
-            os.close(lock)
-
-
-def bound(encode: EncodeConfig) -> int:
-    """Bytes that a buffer may have."""
-    return int(encode.buffer_gb * GB)
 
 
 class _Room:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from media.digest import file_digest
 from models.codec import VideoCodec
 from models.dct_codec import DctCodec
 from models.hashed_text import HashedTextEncoder
@@ -151,17 +152,21 @@ def load_encoder(folder: str | None, recipe: Recipe, device: str = "cpu") -> Enc
     if recipe.text == "sd3":
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         text = SD3TextEncoder(root, device=device, dtype=dtype)
-    return Encoder(codec, text, recipe.fps, _fingerprint(root, recipe, parts, device), device)
+    return Encoder(codec, text, recipe.fps, encoder_fingerprint(folder, recipe, device), device)
 
 
-def _fingerprint(root: Path, recipe: Recipe, parts: list[str], device: str) -> str:
-    """Hash of what the encoder is made of: names and content of its files; and the kind of device, as bits differ."""
+def encoder_fingerprint(folder: str | None, recipe: Recipe, device: str) -> str:
+    """What ``load_encoder`` would call its encoder, which is not loaded for it.
+
+    It is a hash of names and content of the files; and of the kind of device, as bits differ.
+    """
+    root = Path(folder or ".")
+    parts = ["vae"] * (recipe.codec == "wan") + ["text_encoder*"] * (recipe.text == "sd3")
     digest = hashlib.sha256(f"{recipe.codec} {recipe.text} {recipe.fps} {device.split(':')[0]}".encode())
     for part in parts:
         for path in sorted(file for folder in root.glob(part) for file in folder.iterdir() if file.is_file()):
             digest.update(str(path.relative_to(root)).encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()[:16]
 
 

@@ -10,27 +10,35 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Thread
 
-from media.whole_file import writing
 from training.launch.attached import PARENT
 from training.launch.failures import LINES, Failure, RankFailed, ended, first_failure, reported
-from training.observe.progress import Lines, Metrics
+from training.launch.listener import (
+    GRACE_S,
+    POLL_S,
+    Listener,
+    Outcome,
+    Restarts,
+    calmly,
+    clear_errors,
+    tell,
+    tell_metrics,
+    write_run,
+)
+from training.observe.progress import Lines
 from training.run import TrainingRun
 
-POLL_S = 0.5
 KILL_S = 15  # that torchrun has, after the ranks' grace, to kill those that are left
 RANK_LINE = re.compile(r"\[rank (\d+)\] ?(.*)")
 STOPPED = re.compile(r"stopped at step \d+ of \d+")
@@ -45,50 +53,10 @@ class Machines:
     name: str = "contentv"  # of the run, where several meet at one endpoint
 
     def arguments(self, attempt: int) -> list[str]:
-        """Of torchrun; each attempt meets under a name of its own, as a meeting that failed stays closed."""
+        """torchrun's arguments; each attempt meets under another name, as nobody can join a meeting that has failed."""
         arguments = ["--nnodes", str(self.count), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint]
         arguments += ["--rdzv-id", f"{self.name}-{attempt}"]
         return arguments if self.count > 1 else [*arguments, "--local-addr", "localhost"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended that did not fail: ``stopped`` is None where it is done, else where or how it stopped."""
-
-    stopped: str | None = None
-    restarts: int = 0
-
-
-def ignore(_: object) -> None:
-    """For who does not listen."""
-
-
-@dataclass
-class Listener:
-    """Who hears of a run, in the thread that launched it. After ``stop`` is set, ranks save and end.
-
-    ``on_poll`` is called about twice a second while ranks run.
-    """
-
-    on_line: Callable[[str], object] = ignore
-    on_metrics: Callable[[Metrics], object] = ignore
-    on_poll: Callable[[], object] = lambda: None
-    stop: Event = field(default_factory=Event)
-
-
-def write_run(run: TrainingRun) -> Path:
-    """Write OUTPUT/training.json, what the ranks read."""
-    path = run.folder / "training.json"
-    with writing(str(path)) as file:
-        file.write(run.model_dump_json(indent=2).encode())
-    return path
-
-
-def clear_errors(run: TrainingRun) -> Path:
-    """Remove the errors of an attempt before this one; returns the folder of the next ones."""
-    errors = run.folder / "errors"
-    shutil.rmtree(errors, ignore_errors=True)
-    return errors
 
 
 def launch(
@@ -97,13 +65,14 @@ def launch(
     listener: Listener | None = None,
     *,
     restarts: int = 0,
-    grace_s: int = 120,
+    grace_s: int = GRACE_S,
     machines: Machines = Machines(),
     module: str = "training.main",
 ) -> Outcome:
-    """Train with ``processes`` ranks on this machine, and start again after a failure, ``restarts`` times at most.
+    """Train with ``processes`` ranks on this machine, and start again after a failure.
 
     Args:
+        restarts: how often it is started again without a new checkpoint in between.
         grace_s: time that ranks have to save a checkpoint once they are to stop, after which they are killed. It holds
             too where this process itself is killed meanwhile.
         module: what each rank runs, with the run file as its argument.
@@ -112,80 +81,49 @@ def launch(
     is raised in here, by a signal or a listener, stops the ranks first. No process is left in any case.
     """
     listener = listener or Listener()
-    run_file = write_run(run)
-    metrics = Lines(run.folder / "metrics.jsonl")
-    for attempt in range(restarts + 1):
+    run_file, logs = write_run(run), run.folder / "logs"
+    logs.mkdir(exist_ok=True)
+    metrics, tries = Lines(run.folder / "metrics.jsonl"), Restarts(run, restarts)
+    while True:
         errors = clear_errors(run)
         with TemporaryDirectory(prefix="contentv-launch-") as folder:
-            ranks = Ranks(run, run_file, processes, grace_s, machines.arguments(attempt), module, Path(folder))
+            exits = Path(folder) / "exits.json"
+            command = [sys.executable, "-m", "training.launch.torchrun", str(exits), *machines.arguments(tries.made)]
+            command += ["--nproc-per-node", str(processes), "--max-restarts", "0", "--shutdown-timeout", str(grace_s)]
+            command += ["--log-dir", str(logs), "--tee", "3", "--module", "training.launch.attached", module]
+            ranks = Ranks([*command, str(run_file)], environment(processes), grace_s, exits)
             status = ranks.follow(listener, metrics)
             failure = first_failure(reported(errors), ranks.failures())
         if failure is None and status == 0:
-            return Outcome(ranks.stopped, attempt)
+            return Outcome(ranks.stopped, tries.made)
         if failure is None and (ranks.stopped or listener.stop.is_set()):
-            return Outcome(ranks.stopped or "stopped; no rank said at which step", attempt)
+            return Outcome(ranks.stopped or "stopped; no rank said at which step", tries.made)
         failure = failure or RankFailed(f"torchrun ended with status {status}\n\n" + "\n".join(ranks.own_last_words))
-        again(failure, attempt, restarts, listener)
-    raise AssertionError("the last attempt returns or raises")
+        tries.again(failure, listener)
 
 
-def again(failure: RankFailed, attempt: int, restarts: int, listener: Listener) -> None:
-    """Say that training starts again. Raises the failure where that does not help, is used up or not wanted."""
-    if not failure.retry or attempt == restarts or listener.stop.is_set():
-        raise failure
-    listener.on_line(f"{failure.headline}; starting again from the last checkpoint, {attempt + 1} of {restarts}")
-
-
-def tell(listener: Listener, metrics: Lines) -> None:
-    """Tell of the metrics that are new, and that time has passed."""
-    tell_metrics(listener, metrics)
-    listener.on_poll()
-
-
-def tell_metrics(listener: Listener, metrics: Lines) -> None:
-    for line in metrics.new():
-        listener.on_metrics(json.loads(line))
-
-
-def calmly(on_line: Callable[[str], object]) -> Callable[[str], object]:
-    """As ``on_line``, while another error is on its way already: what it raises must not cost the ranks their grace."""
-
-    def told(line: str) -> None:
-        with suppress(Exception):
-            on_line(line)
-
-    return told
-
-
-class Ranks:
-    """The ranks of one attempt: torchrun, in a session of its own."""
-
-    def __init__(
-        self,
-        run: TrainingRun,
-        run_file: Path,
-        processes: int,
-        grace_s: int,
-        meeting: list[str],
-        module: str,
-        folder: Path,
-    ) -> None:
-        self.stopped: str | None = None
-        self.last_words: dict[int, deque[str]] = {}
-        self.own_last_words: deque[str] = deque(maxlen=LINES)
-        self._grace_s, self._exits = grace_s, folder / "exits.json"
-        logs = run.folder / "logs"
-        command = [sys.executable, "-m", "training.launch.torchrun", str(self._exits), *meeting]
-        command += ["--nproc-per-node", str(processes), "--max-restarts", "0", "--shutdown-timeout", str(grace_s)]
-        command += ["--log-dir", str(logs), "--tee", "3", "--module", "training.launch.attached", module, str(run_file)]
-        logs.mkdir(exist_ok=True)
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-        environment |= {
+def environment(processes: int) -> dict[str, str]:
+    """The environment of torchrun and its ranks: this one's, and how they share the cores and name their lines."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return (
+        {"OMP_NUM_THREADS": str(threads)}
+        | os.environ
+        | {
             PARENT: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
             "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
         }
+    )
+
+
+class Ranks:
+    """The ranks of one attempt: torchrun, in a session of its own, which writes to ``exits`` how ranks ended."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], grace_s: int, exits: Path) -> None:
+        self.stopped: str | None = None
+        self.last_words: dict[int, deque[str]] = {}
+        self.own_last_words: deque[str] = deque(maxlen=LINES)
+        self._grace_s, self._exits = grace_s, exits
         self._process = subprocess.Popen(
             command,
             env=environment,

@@ -13,12 +13,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from media.lock import check_free
 from training.launch.failures import LINES, Failure, first_failure, reported
-from training.launch.local import POLL_S, Listener, Outcome, again, calmly, clear_errors, tell, tell_metrics
+from training.launch.listener import (
+    GRACE_S,
+    POLL_S,
+    Listener,
+    Outcome,
+    Restarts,
+    calmly,
+    clear_errors,
+    tell,
+    tell_metrics,
+)
 from training.observe.progress import Lines
 from training.run import TrainingRun
 
@@ -38,41 +50,44 @@ def launch_on_ray(
     listener: Listener | None = None,
     *,
     restarts: int = 0,
-    grace_s: int = 120,
+    grace_s: int = GRACE_S,
     address: str | None = None,
     train: str = "training.main:train_run",
 ) -> Outcome:
-    """Train with ``processes`` workers of Ray Train, and start again after a failure, ``restarts`` times at most.
+    """Train with ``processes`` workers of Ray Train, and start again after a failure.
 
     Args:
+        restarts: how often it is started again without a new checkpoint in between.
         grace_s: time that ranks have to save a checkpoint once they are to stop, after which they end themselves.
         address: of the cluster; None: RAY_ADDRESS, or a new one on this machine. One that this process is connected to
             already is used, and left as it is.
         train: module:function that each worker calls, with the run and with what says whether to stop; it returns
             the number of finished steps.
 
-    ModuleNotFoundError where Ray is not installed; RankFailed as of ``training.launch.local.launch``.
+    ModuleNotFoundError where Ray is not installed; RankFailed as of ``training.launch.local.launch``;
+    InUse where another run is writing in the output.
     """
     try:
         importlib.import_module("ray.train")
     except ImportError as missing:
         raise ModuleNotFoundError('launcher "ray" needs Ray Train: uv pip install "contentv[ray]"') from missing
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # which logs what is printed a second time
+    check_free(str(run.folder))
     listener = listener or Listener()
-    metrics = Lines(run.folder / "metrics.jsonl")
+    metrics, tries = Lines(run.folder / "metrics.jsonl"), Restarts(run, restarts)
     with connected(address, processes):
-        for attempt in range(restarts + 1):
+        while True:
             errors, stop = clear_errors(run), run.folder / STOP
             stop.unlink(missing_ok=True)
-            workers = Workers(run, processes, train, stop, grace_s, attempt)
+            logs = run.folder / "logs" / f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{tries.made}"
+            workers = Workers(run, processes, train, Stop(stop, grace_s), logs)
             workers.follow(listener, metrics)
             failure = first_failure(reported(errors), workers.failures())
             if failure is None:
                 done = workers.done
                 stopped = None if done == run.recipe.steps else f"stopped at step {done} of {run.recipe.steps}"
-                return Outcome(stopped, attempt)
-            again(failure, attempt, restarts, listener)
-    raise AssertionError("the last attempt returns or raises")
+                return Outcome(stopped, tries.made)
+            tries.again(failure, listener)
 
 
 @contextmanager
@@ -92,17 +107,24 @@ def connected(address: str | None, processes: int) -> Iterator[None]:
         ray.shutdown()
 
 
+@dataclass(frozen=True)
+class Stop:
+    """How the workers are asked to stop: the file whose being there asks, and the seconds that they then have."""
+
+    file: Path
+    grace_s: int
+
+
 class Workers:
     """The ranks of one attempt: a run of Ray Train, in a thread."""
 
-    def __init__(self, run: TrainingRun, processes: int, train: str, stop: Path, grace_s: int, attempt: int) -> None:
+    def __init__(self, run: TrainingRun, processes: int, train: str, stop: Stop, logs: Path) -> None:
         self.done: int | None = None
         self._error: BaseException | None = None
-        self._stop_file, self._grace_s = stop, grace_s
-        logs = run.folder / "logs" / f"ray-{time.strftime('%Y%m%d-%H%M%S')}-{attempt}"
+        self._asked_to_stop = stop
         self._logs = {rank: Lines(log_file(logs, rank)) for rank in range(processes)}
         self._last_words: dict[int, deque[str]] = {rank: deque(maxlen=LINES) for rank in self._logs}
-        config = {"run": run.model_dump_json(), "train": train, "stop": str(stop), "logs": str(logs)}
+        config = {"run": run.model_dump_json(), "train": train, "stop": str(stop.file), "logs": str(logs)}
         self._thread = Thread(target=self._fit, args=(trainer(run, processes, config),), daemon=True)
         self._thread.start()
 
@@ -130,13 +152,14 @@ class Workers:
         tell(listener, metrics)
 
     def _stop(self, on_line: Callable[[str], object]) -> None:
-        self._stop_file.write_text(str(self._grace_s))
-        deadline = time.monotonic() + self._grace_s + KILL_S
+        self._asked_to_stop.file.write_text(str(self._asked_to_stop.grace_s))
+        ends_in_s = self._asked_to_stop.grace_s + KILL_S
+        deadline = time.monotonic() + ends_in_s
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(POLL_S)
             self._pass_on(on_line)
         if self._thread.is_alive():
-            raise TimeoutError(f"Ray did not end the workers within {self._grace_s + KILL_S} s")
+            raise TimeoutError(f"Ray did not end the workers within {ends_in_s} s")
 
     def _pass_on(self, on_line: Callable[[str], object]) -> None:
         for rank, lines in self._logs.items():

@@ -10,16 +10,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from models.flops import TEXT_TOKENS, forward_flops
-from models.recompute import Mode
-from models.transformer import TransformerConfig
+from models.flops import TEXT_TOKENS, forward_flops, recomputed_flops
 from training.data.buckets import ASPECTS, Bucket, Shape, shape_of
 from training.distributed.layout import Layout
 from training.memory.step import (
     MODES,
-    Dtype,
     Setup,
-    State,
+    StateBytes,
     Tokens,
     device_bytes,
     gathered,
@@ -27,7 +24,6 @@ from training.memory.step import (
     state,
 )
 from training.recipe import Recipe
-from training.run import Device
 
 DURATIONS_S = (3, 4, 5, 6)  # what the curation cuts (report, section 3)
 ALL_BUCKETS = [Bucket(duration, aspect) for duration in (0, *DURATIONS_S) for aspect in ASPECTS]
@@ -69,7 +65,7 @@ class BucketPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a recipe takes on these devices.
 
     Attributes:
@@ -84,7 +80,7 @@ class Plan:
     setup: Setup
     memory_bytes: int
     other_bytes: int
-    state: State
+    state: StateBytes
     gathered_bytes: int
     buckets: tuple[BucketPlan, ...]
 
@@ -103,7 +99,7 @@ class Plan:
 
     @property
     def costliest(self) -> tuple[BucketPlan, ...]:
-        """Of each duration the bucket that takes most."""
+        """The bucket that takes most, for each duration."""
         most: dict[int, BucketPlan] = {}
         for each in self.buckets:
             known = most.setdefault(each.bucket.duration_s, each)
@@ -116,19 +112,15 @@ class Plan:
         return all(each.micro_batch for each in self.buckets)
 
 
-def plan(
+def plan_memory(
     recipe: Recipe,
-    config: TransformerConfig,
-    layout: Layout,
+    setup: Setup,
     memory_bytes: float,
-    dtype: Dtype = "bfloat16",
-    recompute: Mode = "none",
-    device: Device = "npu",
     *,
     text_tokens: int = TEXT_TOKENS,
     other_bytes: int = 0,
     buckets: Sequence[Bucket] | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """What the recipe takes of devices with so much memory. It may not fit: ``check`` raises then.
 
     Args:
@@ -136,10 +128,9 @@ def plan(
 
     ValueError: a step's batch does not divide among the data ranks.
     """
-    setup = Setup(config, layout, dtype, recompute, device)
     known = ALL_BUCKETS if buckets is None else buckets
     plans = (_bucket_plan(b, recipe, setup, int(memory_bytes), text_tokens, other_bytes) for b in used(recipe, known))
-    return Plan(recipe, setup, int(memory_bytes), other_bytes, state(setup), gathered(setup), tuple(plans))
+    return MemoryPlan(recipe, setup, int(memory_bytes), other_bytes, state(setup), gathered(setup), tuple(plans))
 
 
 def used(recipe: Recipe, buckets: Sequence[Bucket]) -> Iterator[Bucket]:
@@ -165,7 +156,7 @@ def _bucket_plan(
         -(-shape.tokens // ranks) + -(-text_tokens // ranks),
         flops.total,
         flops.training(),
-        flops.training(setup.recompute),
+        flops.training() + recomputed_flops(setup.config, setup.recomputation, shape.tokens, text_tokens),
         peak(setup, one) - peak(setup, replace(one, samples=0)),
         fitting,
         device_bytes(setup, replace(one, samples=max(1, fitting)), memory_bytes) + other_bytes,
@@ -193,7 +184,7 @@ def largest_micro_batch(setup: Setup, one: Tokens, memory_bytes: int, most: int,
     return fits
 
 
-def check(planned: Plan) -> None:
+def check(planned: MemoryPlan) -> None:
     """DoesNotFit where a bucket of the plan does not fit: names it, by how much, and what would make all fit."""
     failing = [each for each in planned.buckets if not each.micro_batch]
     if not failing:
@@ -218,30 +209,32 @@ def check(planned: Plan) -> None:
     )
 
 
-def remedies(planned: Plan) -> list[Plan]:
+def remedies(planned: MemoryPlan) -> list[MemoryPlan]:
     """Plans with the fewest changes of recomputation, shard group and sequence group that fit, each by the least."""
     setup, world = planned.setup, planned.setup.layout.world
     divisors = [n for n in range(1, world + 1) if world % n == 0]
-    modes = MODES[MODES.index(setup.recompute) :]
+    now = setup.recompute, setup.recompute_every
+    policies = [now, *((mode, 1) for mode in MODES[MODES.index(setup.recompute) :] if (mode, 1) != now)]
     shards = [n for n in divisors if n >= setup.layout.shard]
     sequences = [n for n in divisors if n == setup.layout.sequence or setup.layout.sequence < n <= MOST_SEQUENCE_RANKS]
-    found: dict[tuple[bool, ...], Plan] = {}
-    choices = sorted(product(range(len(modes)), range(len(shards)), range(len(sequences))), key=lambda c: (sum(c), c))
+    found: dict[tuple[bool, ...], MemoryPlan] = {}
+    choices = sorted(
+        product(range(len(policies)), range(len(shards)), range(len(sequences))), key=lambda c: (sum(c), c)
+    )
     for choice in choices:
         changed = tuple(step > 0 for step in choice)
-        if any(all(now or not then for now, then in zip(changed, known, strict=True)) for known in found):
+        if any(all(here or not there for here, there in zip(changed, known, strict=True)) for known in found):
             continue  # fewer of the same changes do
-        mode, shard, sequence = modes[choice[0]], shards[choice[1]], sequences[choice[2]]
+        (mode, every), shard, sequence = policies[choice[0]], shards[choice[1]], sequences[choice[2]]
         with suppress(ValueError):  # groups that cross, or a batch that does not divide
             layout = Layout(world, shard, sequence)
-            if not _fits(planned, replace(setup, layout=layout, recompute=mode)):
+            other = replace(setup, layout=layout, recompute=mode, recompute_every=every)
+            if not _fits(planned, other):
                 continue
-            chosen = planned.memory_bytes, setup.dtype, mode, setup.device
-            found[changed] = plan(
+            found[changed] = plan_memory(
                 planned.recipe,
-                setup.config,
-                layout,
-                *chosen,
+                other,
+                planned.memory_bytes,
                 text_tokens=planned.buckets[0].text_tokens,
                 other_bytes=planned.other_bytes,
                 buckets=[each.bucket for each in planned.buckets],
@@ -250,7 +243,7 @@ def remedies(planned: Plan) -> list[Plan]:
     return [other for changed, other in found.items() if sum(changed) == fewest]
 
 
-def _fits(planned: Plan, setup: Setup) -> bool:
+def _fits(planned: MemoryPlan, setup: Setup) -> bool:
     """Whether one sample of each of the plan's buckets fits with another setup."""
     free = planned.memory_bytes - planned.other_bytes
     ones = {Tokens(1, each.tokens, each.text_tokens) for each in planned.buckets}
@@ -259,7 +252,7 @@ def _fits(planned: Plan, setup: Setup) -> bool:
 
 def _said(before: Setup, after: Setup) -> str:
     changes = {
-        f"recompute {after.recompute}": before.recompute != after.recompute,
+        f"recompute {after.recompute}": before.recomputation != after.recomputation,
         f"shard groups of {after.layout.shard}": before.layout.shard != after.layout.shard,
         f"sequence groups of {after.layout.sequence}": before.layout.sequence != after.layout.sequence,
     }
@@ -270,7 +263,7 @@ def setting(setup: Setup) -> str:
     layout = setup.layout
     return (
         f"{layout.world} ranks, shard groups of {layout.shard}, sequence groups of {layout.sequence}, {setup.dtype}, "
-        f"recompute {setup.recompute}"
+        f"recompute {setup.recompute}{f' every {setup.recompute_every} blocks' if setup.recompute_every > 1 else ''}"
     )
 
 

@@ -9,38 +9,62 @@ A launch that cannot fit is refused here, with what would fit, instead of after 
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from models.checkpoint import read_config
 from models.flops import parameters
+from training.data.buckets import Bucket
 from training.distributed.layout import Layout
-from training.memory.plan import GB, GIB, BucketPlan, DoesNotFit, Plan, batch_of, check, plan, samples_of_rank, setting
-from training.memory.step import DTYPES, MODES, reserve
+from training.memory.plan import (
+    GB,
+    GIB,
+    BucketPlan,
+    DoesNotFit,
+    MemoryPlan,
+    batch_of,
+    check,
+    plan_memory,
+    samples_of_rank,
+    setting,
+)
+from training.memory.step import DTYPES, MODES, Setup, reserve
 from training.recipe import load_recipe
 
 PAPER_RECIPES = ("vae-adaptation", "stage1", "stage2", "stage3")
 TERA, DAY_S = 1e12, 86_400
 
 
-def seconds_of_step(planned: Plan, bucket: BucketPlan, peak_tflops: float, mfu: float) -> float:
-    """How long a step of such samples takes, where devices do the share ``mfu`` of their peak as the model's work."""
+def seconds_of_step(planned: MemoryPlan, bucket: BucketPlan, peak_tflops: float, mfu: float) -> float:
+    """How long a step of such samples takes: all that is done of it, what is computed again included.
+
+    Args:
+        mfu: the share of their peak at which the devices work, whatever they work on.
+    """
     batch = batch_of(planned.recipe, bucket.bucket)
-    return batch * bucket.model_flops / (planned.setup.layout.world * peak_tflops * TERA * mfu)
+    return batch * bucket.training_flops / (planned.setup.layout.world * peak_tflops * TERA * mfu)
 
 
-def days(planned: Plan, peak_tflops: float, mfu: float) -> float:
-    """How long the recipe takes, where clips of all durations are as many."""
+def days(planned: MemoryPlan, peak_tflops: float, mfu: float, clips: Mapping[Bucket, int] | None = None) -> float:
+    """How long the recipe takes. Each bucket has its share of the steps, as its clips are of all of its kind.
+
+    Args:
+        clips: of each bucket, as in a manifest's ``rows``; by default all buckets have as many.
+    """
     total = 0.0
     for phase in planned.recipe.phases:
         kinds = {"images": [0], "videos": [1], "balanced": [0, 1]}[phase.data]
         for kind in kinds:
-            same = [each for each in planned.costliest if bool(each.bucket.duration_s) == bool(kind)]
-            mean = sum(seconds_of_step(planned, each, peak_tflops, mfu) for each in same) / len(same)
-            total += phase.steps / len(kinds) * mean
+            same = [each for each in planned.buckets if bool(each.bucket.duration_s) == bool(kind)]
+            weights = [1 if clips is None else clips.get(each.bucket, 0) for each in same]
+            seconds = sum(
+                weight * seconds_of_step(planned, each, peak_tflops, mfu)
+                for weight, each in zip(weights, same, strict=True)
+            )
+            total += phase.steps / len(kinds) * seconds / sum(weights)
     return total / DAY_S
 
 
-def table(planned: Plan, every: bool = False, peak_tflops: float | None = None, mfu: float | None = None) -> str:
+def table(planned: MemoryPlan, every: bool = False, peak_tflops: float | None = None, mfu: float | None = None) -> str:
     """The plan as text: the costliest bucket of each duration, or every bucket."""
     setup, layout, memory = planned.setup, planned.setup.layout, planned.memory_bytes
     kept_free = reserve(setup, memory)
@@ -81,18 +105,21 @@ def table(planned: Plan, every: bool = False, peak_tflops: float | None = None, 
     if peak_tflops is not None and mfu is not None:
         lines.append(
             f"  {days(planned, peak_tflops, mfu):.1f} days at {mfu:.0%} of {peak_tflops:g} TFLOPS, "
-            f"with as many clips of each duration"
+            f"with as many clips in each bucket"
         )
     return "\n".join(lines)
 
 
 def parts_of_step(samples: int, run: int, at_once: int) -> int:
-    """Micro-batches that a data rank makes of a step's samples, which come in runs from one bucket; 0: it cannot."""
+    """The most micro-batches that a data rank makes of a step's samples, in runs from one bucket; 0: it cannot.
+
+    Runs of equal shape go together, so there may be fewer.
+    """
     run = min(run, samples)
     return samples // run * -(-run // at_once) if at_once else 0
 
 
-def _steps(planned: Plan) -> Iterator[str]:
+def _steps(planned: MemoryPlan) -> Iterator[str]:
     """What a step is, of images and of videos: of videos the costliest."""
     for kind, same in (("images", False), ("videos", True)):
         found = [each for each in planned.costliest if bool(each.bucket.duration_s) == same]
@@ -122,10 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="8b", help="8b, tiny, or a checkpoint's folder")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--recompute", choices=MODES, default="none")
+    parser.add_argument("--recompute-every", type=int, default=1, help="of so many blocks one is computed again")
     parser.add_argument("--device", choices=["cpu", "cuda", "npu"], default="npu")
     parser.add_argument("--other-gb", type=float, default=0.0, help="of a device's memory that something else takes")
     parser.add_argument("--peak-tflops", type=float, help="of a device, for the time; with --mfu")
-    parser.add_argument("--mfu", type=float, help="share of the peak that is the model's work")
+    parser.add_argument("--mfu", type=float, help="share of the peak at which devices work")
     parser.add_argument("--all", action="store_true", help="every bucket, not the costliest of each duration")
     options = parser.parse_args(arguments)
     if (options.peak_tflops is None) != (options.mfu is None):
@@ -141,9 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for recipe in recipes:
         memory, other = options.memory_gb * GB, int(options.other_gb * GB)
-        chosen = options.dtype, options.recompute, options.device
         try:
-            planned = plan(recipe, config, layout, memory, *chosen, other_bytes=other)
+            setup = Setup(
+                config,
+                layout,
+                options.dtype,
+                options.recompute,
+                options.device,
+                recompute_every=options.recompute_every,
+            )
+            planned = plan_memory(recipe, setup, memory, other_bytes=other)
         except ValueError as problem:
             print(f"recipe {recipe.name}: {problem}", file=sys.stderr)
             return 2

@@ -13,16 +13,13 @@ that compare them with what is allocated are in ``benchmarks/planner.py``.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from models.blocks import FREQUENCIES, MLP_RATIO
 from models.flops import parameters
-from models.recompute import Mode
+from models.recompute import Mode, Recompute
 from models.transformer import TransformerConfig
 from training.distributed.layout import Layout
-from training.run import Device
-
-Dtype = Literal["float32", "bfloat16"]
+from training.distributed.machine import Device, Dtype
 
 FLOAT32 = 4
 MOMENTS = 2  # of AdamW
@@ -47,6 +44,12 @@ class Setup:
     dtype: Dtype = "float32"
     recompute: Mode = "none"
     device: Device = "cpu"
+    recompute_every: int = 1
+
+    @property
+    def recomputation(self) -> Recompute:
+        """The policy for the model's blocks."""
+        return Recompute(self.recompute, self.recompute_every)
 
     @property
     def number(self) -> int:
@@ -60,7 +63,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class State:
+class StateBytes:
     """Bytes on one rank of what stays from step to step."""
 
     weights: int
@@ -82,16 +85,16 @@ class Tokens:
     text: int
 
 
-def state(setup: Setup) -> State:
+def state(setup: Setup) -> StateBytes:
     """All float32 and spread over the shard group. Gradients that accumulate are reduced, so they are spread too."""
     each = -(-parameters(setup.config) // setup.layout.shard) * FLOAT32
-    return State(weights=each, gradients=each, moments=MOMENTS * each, average=each)
+    return StateBytes(weights=each, gradients=each, moments=MOMENTS * each, average=each)
 
 
 def gathered(setup: Setup) -> int:
     """Bytes of the weights that a rank computes with, in the dtype of computing: none where it has the state's alone.
 
-    Of FSDP2's blocks two at once: the one at work and the one that comes next, as it was received; and all that is in
+    FSDP2 has two blocks at once: the one at work and the one that comes next, as it was received; and all that is in
     no block.
     """
     blocks = 2 if setup.config.num_layers > 1 else 1
@@ -179,12 +182,11 @@ class _Rank:
 def kept(setup: Setup, tokens: Tokens) -> int:
     """Bytes of all that autograd keeps of a forward pass of the transformer on one rank, its inputs included."""
     rank = _Rank(setup, tokens)
-    layers = setup.config.num_layers
-    return _kept_by_ends(rank) + (layers - 1) * _kept_by_block(rank, False) + _kept_by_block(rank, True)
+    return _kept_by_ends(rank) + sum(_kept_by_block(rank, index) for index in range(setup.config.num_layers))
 
 
 def _kept_by_ends(rank: _Rank) -> int:
-    """Of the embeddings and of the last layer."""
+    """Bytes that the embeddings and the last layer keep."""
     c, (video, text) = rank.setup.config, rank.shard
     samples, number = rank.tokens.samples, rank.setup.number
     inputs = video * c.patch_size**2 * c.in_channels + text * c.joint_attention_dim
@@ -199,10 +201,17 @@ def _kept_by_output(rank: _Rank) -> int:
     return 2 * rank.video + rank.norm(rank.shard[0])
 
 
-def _kept_by_block(rank: _Rank, last: bool) -> int:
-    if rank.setup.recompute == "none":
-        return _whole_block(rank, last)
-    return rank.video + rank.text + (rank.attention if rank.setup.recompute == "attention" else 0)
+def _kept_by_block(rank: _Rank, index: int) -> int:
+    mode = rank.setup.recomputation.mode_of(index)
+    if mode == "none":
+        return _whole_block(rank, last=index == rank.setup.config.num_layers - 1)
+    return rank.video + rank.text + (_kept_of_attention(rank) if mode == "attention" else 0)
+
+
+def _kept_of_attention(rank: _Rank) -> int:
+    """Bytes that mode "attention" keeps besides a block's inputs: what its attention and its exchanges brought."""
+    exchanged = 0 if rank.setup.layout.sequence == 1 else (3 + 1) * rank.exchanged  # query, key, value; the output
+    return rank.attention + exchanged
 
 
 def _whole_block(rank: _Rank, last: bool) -> int:
@@ -234,10 +243,15 @@ def peak(setup: Setup, tokens: Tokens) -> int:
 
 
 def _data(setup: Setup, tokens: Tokens) -> int:
-    """Latents, noise, their mixture and its patches, and the text: float32 and whole on every rank."""
+    """Bytes of latents, noise, their mixture and its patches, and of the text: float32 and whole on every rank.
+
+    Patches and text are counted in ``kept`` where autograd keeps these very tensors, and no cast or shard of them.
+    """
     c = setup.config
-    latents = tokens.video * c.patch_size**2 * c.in_channels * FLOAT32
-    return tokens.samples * (4 * latents + (tokens.text * c.joint_attention_dim + c.pooled_projection_dim) * FLOAT32)
+    latents = tokens.video * c.patch_size**2 * c.in_channels
+    inputs = latents + tokens.text * c.joint_attention_dim + c.pooled_projection_dim
+    copied = setup.dtype != "float32" or setup.layout.sequence > 1
+    return tokens.samples * (3 * latents + (inputs if copied else 0)) * FLOAT32
 
 
 def _moments(rank: _Rank) -> dict[str, int]:
@@ -250,21 +264,24 @@ def _moments(rank: _Rank) -> dict[str, int]:
     c = setup.config
     answer = rank.tokens.samples * rank.shard[0] * c.patch_size**2 * c.out_channels
     layer = MLP_RATIO * c.inner_dim**2 * setup.number  # the gradient of its weight
-    below = _kept_by_ends(rank) - _kept_by_output(rank) + (layers - 1) * _kept_by_block(rank, False)
+    kept_by = [_kept_by_block(rank, index) for index in range(layers)]
+    below = _kept_by_ends(rank) - _kept_by_output(rank) + sum(kept_by[:-1])
     sent = _parameters_of_ends(c) * FLOAT32 if setup.fully_sharded else 0
+    again = 0 if setup.recomputation.mode_of(layers - 1) == "none" else rank.video  # the gradient is there by then
     moments = {
         # answer, difference and its square, and gradients as large
         "loss": kept(setup, rank.tokens) + sent + answer * (setup.number + 4 * FLOAT32),
         # gradients of the block's output and of what the layer put out, and four times as wide of what it took in
         "last block": below + layer + sent + _whole_block(rank, True) + (1 + MLP_RATIO) * rank.video,
-        "attention": below + sent + (0 if setup.recompute == "none" else rank.video) + _attending(rank),
+        # the last block of the forward pass, or of the backward pass where it is recomputed
+        "attention": below + sent + again + _attending(rank),
     }
     for index in range(layers - 1, max(-1, layers - 4), -1):
         sent = block_parameters(c, index) * FLOAT32 if setup.fully_sharded else 0
         if setup.fully_sharded:
             moments[f"reducing {index}"] = below + rank.video + rank.text + _reducing(setup, index)
         if index:
-            below -= _kept_by_block(rank, False)
+            below -= kept_by[index - 1]
             block = below + layer + sent + _whole_block(rank, False)
             if setup.fully_sharded and index == 1:
                 block -= block_parameters(c) * setup.number  # no block comes next
@@ -283,7 +300,7 @@ def _reducing(setup: Setup, index: int) -> int:
 
 
 def _attending(rank: _Rank) -> int:
-    """Of the last block as it attends: its inputs, what it keeps so far, and query, key, value as they travel."""
+    """What the last block has as it attends: inputs, what it keeps so far, and query, key, value as they travel."""
     here = rank.video + rank.text + _before_attention(rank) + 3 * (rank.video + rank.text) + rank.attention
     if rank.setup.layout.sequence == 1:
         return here
@@ -293,9 +310,14 @@ def _attending(rank: _Rank) -> int:
 
 def device_bytes(setup: Setup, tokens: Tokens, memory_bytes: int) -> int:
     """The most that one rank takes of a device of so much memory, in a step whose micro-batches are such."""
+    return step_bytes(setup, tokens) + reserve(setup, memory_bytes)
+
+
+def step_bytes(setup: Setup, tokens: Tokens) -> int:
+    """The most bytes of tensors that one rank has at once in a step of such micro-batches, the state included."""
     # Where AdamW is not fused, it has the roots of its second moments.
     updating = FLOAT32 * -(-parameters(setup.config) // setup.layout.shard) if setup.device == "npu" else 0
-    return state(setup).total + max(peak(setup, tokens), updating) + reserve(setup, memory_bytes)
+    return state(setup).total + max(peak(setup, tokens), updating)
 
 
 def reserve(setup: Setup, memory_bytes: int) -> int:

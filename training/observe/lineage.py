@@ -8,6 +8,8 @@ removes the records of the steps it takes again: what is there is what the weigh
 """
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from media.whole_file import writing
 from training.data.plan import Sample
+from training.encode.reading import BadClip
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("index", pa.int32(), metadata={"meaning": "place in the step's whole batch"}),
         pa.field("data_rank", pa.int32(), metadata={"meaning": "which group of ranks trained on it"}),
         pa.field("clip_id", pa.string(), metadata={"meaning": "of the manifest"}),
+        pa.field("instead_of", pa.list_(pa.string()), metadata={"meaning": "clips that could not be read"}),
         pa.field("bucket", pa.string(), metadata={"meaning": "aspect ratio and whole seconds"}),
         pa.field("shape", pa.string(), metadata={"meaning": "frames x height x width trained on, pixels"}),
         pa.field("start_s", pa.float64(), metadata={"meaning": "of what was trained on, in the source"}),
@@ -36,6 +40,11 @@ SCHEMA = pa.schema(
         pa.field("sigma", pa.float32(), metadata={"meaning": "noise level"}),
     ]
 )
+
+
+BRANCH = "branch.json"
+_FILE = re.compile(r"steps-(\d{8,})-(\d{8,})\.rank-(\d{5,})\.parquet")
+_CUT_OFF = re.compile(rf"\.{_FILE.pattern}\.[0-9a-f]+\.partial")  # by a crash, as media.whole_file names it
 
 
 class Lineage:
@@ -49,10 +58,11 @@ class Lineage:
         self._folder, self._data_rank, self._fps = folder / "lineage", data_rank, fps
         self._rows: list[dict[str, Any]] = []
 
-    def add(self, step: int, samples: Sequence[Sample], sigma: Tensor) -> None:
+    def add(self, step: int, samples: Sequence[Sample], sigma: Tensor, bad: Sequence[Sequence[BadClip]]) -> None:
+        """Note what was trained on: samples, their noise levels [B], and the clips that each of them replaces."""
         if self._data_rank is None:
             return
-        for sample, level in zip(samples, sigma.tolist(), strict=True):
+        for sample, level, instead_of in zip(samples, sigma.tolist(), bad, strict=True):
             clip = sample.clip
             seconds = min(sample.shape.frames / self._fps, clip.end_s - clip.start_s)
             self._rows.append(
@@ -61,6 +71,7 @@ class Lineage:
                     "index": sample.index,
                     "data_rank": self._data_rank,
                     "clip_id": clip.clip_id,
+                    "instead_of": [each.clip_id for each in instead_of],
                     "bucket": str(sample.bucket),
                     "shape": str(sample.shape),
                     "start_s": clip.start_s,
@@ -83,9 +94,23 @@ class Lineage:
 
 def forget(folder: Path, finished_steps: int) -> None:
     """Remove the records of steps that a resumed run will take again, by one rank before any writes."""
-    for path in (folder / "lineage").glob("*steps-*"):
-        if path.suffix != ".parquet" or int(path.name.split("-")[1]) >= finished_steps:  # or what a crash cut off
+    for path in (folder / "lineage").iterdir() if (folder / "lineage").is_dir() else ():
+        found = _FILE.fullmatch(path.name)
+        if (found and int(found[1]) >= finished_steps) or _CUT_OFF.fullmatch(path.name):
             path.unlink()
+
+
+def write_branch(folder: Path, branch: dict[str, Any]) -> None:
+    """Note that a run goes on from a checkpoint of another: which, from which step on, and what it changes."""
+    with writing(str(folder / "lineage" / BRANCH)) as file:
+        file.write(json.dumps(branch, indent=2).encode())
+
+
+def read_branch(folder: Path) -> dict[str, Any] | None:
+    """What ``write_branch`` noted; None where the run began with step 0."""
+    path = folder / "lineage" / BRANCH
+    branch: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return branch
 
 
 def read_lineage(folder: Path, *, step: int | None = None, clip: str | None = None) -> list[dict[str, Any]]:
@@ -101,7 +126,7 @@ def read_lineage(folder: Path, *, step: int | None = None, clip: str | None = No
     expression = None
     for each in wanted:
         expression = each if expression is None else expression & each
-    files = sorted(map(str, (folder / "lineage").glob("steps-*.parquet")))
+    files = sorted(str(path) for path in (folder / "lineage").iterdir() if _FILE.fullmatch(path.name))
     rows = ds.dataset(files, SCHEMA, format="parquet").to_table(filter=expression).to_pylist()
     return sorted(rows, key=lambda row: (row["step"], row["index"]))
 
@@ -118,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FileNotFoundError as problem:
         print(problem, file=sys.stderr)
         return 1
+    branch = read_branch(options.output)
+    if branch and (options.step is None or options.step < branch["step"]):
+        print(f"steps before {branch['step']} are those of {branch['checkpoint']}: ask its own output", file=sys.stderr)
     if not rows:
         print("the records have no such step or clip", file=sys.stderr)
         return 1

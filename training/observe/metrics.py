@@ -21,6 +21,7 @@ from models.transformer import TransformerConfig
 from training.data.buckets import Bucket, Shape
 from training.data.plan import values
 from training.distributed.parallel import Parallel
+from training.memory.measured import PeakMemory
 
 BANDS = 10  # of the noise level, even in sigma
 TERA = 1e12
@@ -40,12 +41,18 @@ class Metrics:
     Args:
         buckets: all that may come, in an order that all ranks share.
         peak_tflops: of a device, for MFU; None: no MFU.
+        memory: this rank's peak beside its plan, which goes into the lines too.
     """
 
     def __init__(
-        self, parallel: Parallel, config: TransformerConfig, buckets: Sequence[Bucket], peak_tflops: float | None
+        self,
+        parallel: Parallel,
+        config: TransformerConfig,
+        buckets: Sequence[Bucket],
+        peak_tflops: float | None,
+        memory: PeakMemory | None = None,
     ) -> None:
-        self._parallel, self._config, self._peak = parallel, config, peak_tflops
+        self._parallel, self._config, self._peak, self._memory = parallel, config, peak_tflops, memory
         self._places = {bucket: BANDS + i for i, bucket in enumerate(buckets)}
         self._names = [f"{i / BANDS:.1f}-{(i + 1) / BANDS:.1f}" for i in range(BANDS)] + [str(b) for b in buckets]
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=parallel.device)
@@ -59,17 +66,19 @@ class Metrics:
         self._values = torch.zeros(slots, dtype=torch.float64)
         self._loss = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
-        self._steps = self._samples = self._tokens = self._flops = 0
+        self._steps = self._samples = self._bad_clips = self._tokens = self._flops = 0
         self._waited_before = self._waited
         self._apart = 0.0
         self._began = time.perf_counter()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Leave the time in here out of that of the steps: it goes to checkpoints and sample videos."""
+        """Leave time and memory in here out of those of the steps: they go to checkpoints and sample videos."""
         began = time.perf_counter()
         yield
         self._apart += time.perf_counter() - began
+        if self._memory:
+            self._memory.reset()
 
     def add(self, buckets: Sequence[Bucket], shape: Shape, sigma: Tensor, text_tokens: int, errors: Tensor) -> None:
         """Add a micro-batch.
@@ -80,6 +89,8 @@ class Metrics:
             errors: [B], each sample's summed squared error over this rank's tokens, on the device.
         """
         samples = len(sigma)
+        if self._memory:
+            self._memory.micro_batch(samples, shape.tokens, text_tokens)
         bands = (sigma * BANDS).long().clamp(max=BANDS - 1)
         slots = torch.cat([bands, torch.tensor([self._places[bucket] for bucket in buckets])])
         self._errors.index_add_(0, slots.to(errors.device, non_blocking=True), errors.detach().repeat(2))
@@ -88,6 +99,10 @@ class Metrics:
             self._samples += samples
             self._tokens += samples * shape.tokens
             self._flops += samples * forward_flops(self._config, shape.tokens, text_tokens).training()
+
+    def add_bad(self, clips: int) -> None:
+        """Add clips that could not be read, on the rank that brings the batch."""
+        self._bad_clips += clips
 
     def end_step(self, step: int, loss: Tensor, norm: Tensor, waited_s: float) -> None:
         """Add a step.
@@ -116,12 +131,14 @@ class Metrics:
         """
         self.check()
         waited_s = self._waited - self._waited_before
-        count = torch.tensor([self._samples, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64)
+        count = torch.tensor(
+            [self._samples, self._bad_clips, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64
+        )
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
-        sums = self._parallel.total(sums).double().cpu()
-        slots, world = len(self._names), self._parallel.layout.world
-        errors, loss, counted, (samples, tokens, tera, waited) = sums.split([slots, 1, slots, 4])
+        sums = self._parallel.total(sums).cpu().double()  # not every device has float64
+        slots, layout = len(self._names), self._parallel.layout
+        errors, loss, counted, (samples, bad, tokens, tera, waited) = sums.split([slots, 1, slots, 5])
         seconds = time.perf_counter() - self._began - self._apart
         means = {name: float(e / v) for name, e, v in zip(self._names, errors, counted, strict=True) if v}
         bands = set(self._names[:BANDS])
@@ -135,12 +152,15 @@ class Metrics:
             "gradient_norm": self._norm.item() / self._steps,
             "learning_rate": learning_rate,
             "samples": round(samples.item()),
+            "bad_clips": round(bad.item()),
             "tokens_per_s": tokens.item() / seconds,
-            "mfu": tera.item() / seconds / world / self._peak if self._peak else None,
-            "data_wait": waited.item() / world / seconds,
+            "mfu": tera.item() / seconds / layout.world / self._peak if self._peak else None,
+            "data_wait": waited.item() / layout.data_ranks / seconds,  # only ranks that lead their group wait
             "step_s": seconds / self._steps,
             "time": time.time(),
         }
+        if self._memory:
+            line |= self._memory.line()
         self.start()
         return line
 

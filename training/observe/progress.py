@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Metrics = dict[str, Any]
+MetricsLine = dict[str, Any]  # of OUT/metrics.jsonl, as ``Metrics.line`` makes it
 
 
 class Lines:
@@ -40,15 +40,15 @@ class History:
     """The metrics of a run by step. A line of a step replaces those of this and later steps, as a resume does."""
 
     def __init__(self) -> None:
-        self.lines: list[Metrics] = []
+        self.lines: list[MetricsLine] = []
 
-    def add(self, line: Metrics) -> None:
+    def add(self, line: MetricsLine) -> None:
         while self.lines and self.lines[-1]["step"] >= line["step"]:
             self.lines.pop()
         self.lines.append(line)
 
 
-def as_table(line: Metrics) -> list[dict[str, str]]:
+def as_table(line: MetricsLine) -> list[dict[str, str]]:
     """A line of metrics as rows of a table for people, the loss by noise level and by bucket last."""
     shares = {"MFU": line.get("mfu"), "time spent waiting for data": line.get("data_wait")}
     rows = {

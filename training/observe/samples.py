@@ -16,16 +16,17 @@ from models.codec import LATENT_CHANNELS
 from models.dct_codec import DctCodec
 from models.sampler import sample
 from models.text_encoders import TextEmbedding
-from models.video_file import GenerationMetadata, write_video
+from models.video_file import GenerationMetadata, read_generation_metadata, write_video
 from models.wan_vae import WanCodec, load_wan_codec
 from training.checkpoint.checkpoints import State
+from training.checkpoint.names import step_name
 from training.data.buckets import Bucket, shape_of
 from training.data.manifest import Manifest, Rows
 from training.data.selection import select
 from training.distributed.parallel import Parallel
 from training.encode.encoding import Embed
 from training.recipe import Recipe
-from training.run import RecordConfig
+from training.run import TrainingRun
 
 DECODE_BYTES = 8 * 10**9  # that the VAE may take beside the model's shards: a whole frame of 432 x 768
 
@@ -34,23 +35,17 @@ class Sampler:
     """Makes the sample videos of a run. All ranks make one, and call it alike.
 
     Args:
-        folder: of the run; videos go to samples/step-.../ below it.
-        source: checkpoint folder with the VAE, where the recipe has one.
+        run: videos go to samples/step-.../ below its output.
+        digest: names the run in each video's metadata.
         embed: on rank 0, to embed the prompts, once; None elsewhere.
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        recipe: Recipe,
-        config: RecordConfig,
-        folder: Path,
-        source: str,
-        parallel: Parallel,
-        embed: Embed | None,
+        self, run: TrainingRun, digest: str, manifest: Manifest, parallel: Parallel, embed: Embed | None
     ) -> None:
-        self._recipe, self._config, self._parallel = recipe, config, parallel
-        self._folder, self._source = folder / "samples", source
+        recipe, config = run.recipe, run.record
+        self._recipe, self._config, self._parallel, self._digest = recipe, config, parallel, digest
+        self._folder, self._source = run.folder / "samples", run.checkpoint
         rows = select(manifest, recipe).rows
         bucket = sampled_bucket(rows, recipe)
         self._shape = shape_of(bucket, recipe)
@@ -58,8 +53,15 @@ class Sampler:
         self._text = _shared(self.prompts, embed, self._folder / "prompts.safetensors", parallel)
 
     def made(self, step: int) -> bool:
-        """Whether the videos of a step are there."""
-        return all(self._path(index, step).is_file() for index in range(len(self.prompts)))
+        """Whether the videos of a step are there, and of this run."""
+        return all(self._is_ours(self._path(index, step)) for index in range(len(self.prompts)))
+
+    def _is_ours(self, path: Path) -> bool:
+        try:
+            tags = read_generation_metadata(str(path))
+        except (OSError, ValueError):  # not there, or no video of ours
+            return False
+        return tags.config.get("run") == self._digest
 
     def __call__(self, state: State, step: int) -> None:
         """Sample with the weights averaged over ``step`` steps, and write a video of each prompt."""
@@ -92,11 +94,12 @@ class Sampler:
     def _write(self, latents: Tensor, index: int, step: int) -> None:
         codec = decoder(self._recipe, self._source).to(self._parallel.device)
         video = codec.decode(latents)[0].cpu()
-        tags = GenerationMetadata(self.prompts[index], index, {"recipe": self._recipe.name, "step": step})
+        config = {"recipe": self._recipe.name, "step": step, "run": self._digest}
+        tags = GenerationMetadata(self.prompts[index], index, config)
         write_video(video, str(self._path(index, step)), tags, self._recipe.fps)
 
     def _path(self, index: int, step: int) -> Path:
-        return self._folder / f"step-{step:08d}" / f"{index:02d}.mp4"
+        return self._folder / step_name(step) / f"{index:02d}.mp4"
 
 
 def sampled_bucket(rows: Mapping[Bucket, Rows], recipe: Recipe) -> Bucket:

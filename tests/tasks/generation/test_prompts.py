@@ -1,5 +1,6 @@
 """Prompts from every source that the flow takes, and the batches and file names that become of them."""
 
+import pyarrow as pa
 import pytest
 
 from tasks.generation.prompts import Prompt, read_prompts, requests, slug, video_name, write_batches
@@ -19,6 +20,14 @@ def test_json_lines_and_csv_may_bring_seeds(tmp_path):
     (tmp_path / "p.csv").write_text('prompt,seed\n"a ""cat""",7\n"a\ndog",\n')
     assert read_prompts(str(tmp_path / "p.jsonl")) == [Prompt('a "cat"', 7), Prompt("a dog")]
     assert read_prompts(str(tmp_path / "p.csv")) == [Prompt('a "cat"', 7), Prompt("a\ndog")]
+
+
+def test_seeds_of_a_table_with_gaps_are_floats_and_a_gap_is_no_seed(tmp_path):
+    columns = {"prompt": ["a cat", "a dog", "a cow"], "seed": [7.0, None, float("nan")]}
+    storage.write_table(pa.table(columns), str(tmp_path / "p.parquet"))
+    assert read_prompts(str(tmp_path / "p.parquet")) == [Prompt("a cat", 7), Prompt("a dog"), Prompt("a cow")]
+    (tmp_path / "p.csv").write_text(" prompt , seed \na cat,7\n")
+    assert read_prompts(str(tmp_path / "p.csv")) == [Prompt("a cat", 7)]
 
 
 @pytest.mark.parametrize("folder", ["a::b", "100%d", "one #1"])
@@ -50,7 +59,17 @@ def test_a_manifest_gives_its_captions_in_the_order_of_its_files(tmp_path):
         ("p.jsonl", '{"prompt": "a"}\nnot json\n', "line 2: no JSON"),
         ("p.jsonl", '{"text": "a"}\n', "line 1: there is no prompt"),
         ("p.csv", "prompt,seed\na,-1\n", "line 2: seed '-1' is no whole number"),
-        ("p.csv", "caption\na\n", "line 2: there is no prompt"),
+        ("p.csv", "caption\na\n", "line 1: the header names one column prompt, .* not caption"),
+        ("p.csv", "a cat,7\na dog,8\n", "line 1: the header names one column prompt"),
+        ("p.csv", "prompt,prompt\na,b\n", "line 1: the header names one column prompt"),
+        ("p.csv", "", "line 1: the header"),
+        ("p.csv", "prompt,seed\na cat, running,7\n", "line 2: more fields than columns"),
+        ("p.csv", "prompt,seed\na,7.5\n", "line 2: seed '7.5' is no whole number"),
+        ("p.jsonl", '{"prompt": "a", "seed": 1.5}\n', "line 1: seed 1.5 is no whole number"),
+        ("p.jsonl", '{"prompt": "a", "seed": true}\n', "line 1: seed True is no whole number"),
+        ("p.jsonl", '{"prompt": "a", "seed": [7]}\n', "line 1: seed .* is no whole number"),
+        ("p.jsonl", '{"prompt": "a", "seed": 1e300}\n', "line 1: seed .* is no whole number"),
+        ("p.jsonl", '{"prompt": 7}\n', "line 1: there is no prompt"),
         ("p.docx", "a", r"is no \.txt, \.jsonl, \.csv, \.parquet file"),
     ],
 )

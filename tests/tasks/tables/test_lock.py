@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from fsspec import filesystem
 
+from media import lock
 from media.paths import fs_of
-from tasks.tables import lock, storage
+from tasks.tables import storage
 from tasks.tables.checks import PreflightError
 from tasks.tables.lock import LOCK, LockLost, holding
 from tasks.tables.owner import claim, read_mark

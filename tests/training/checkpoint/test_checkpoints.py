@@ -4,11 +4,15 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -32,6 +36,8 @@ from tests.training.distributed.test_parallel import (
 from training.checkpoint.checkpoints import Checkpoints, NotWritten, State, last_checkpoint
 from training.checkpoint.ema import Ema
 from training.checkpoint.export import export, main
+from training.checkpoint.facts import read_facts, write_facts
+from training.checkpoint.save_plan import SavePlan
 from training.distributed.layout import Layout
 from training.distributed.parallel import Parallel, parallelize
 
@@ -122,6 +128,7 @@ def in_rank(parallels: Mapping[str, Parallel], folder: Path) -> dict[str, Any]:
     found["third step"] = gathered(state)
 
     hsdp = parallels["hsdp"]
+    sent = noted_objects()
     state = trained_state(2, hsdp)
     checkpoints = Checkpoints(folder / "four", hsdp)
     found["none yet"] = checkpoints.last()
@@ -134,14 +141,19 @@ def in_rank(parallels: Mapping[str, Parallel], folder: Path) -> dict[str, Any]:
     after_load = gathered(again)
     advance(hsdp, again, 2)
     found["bitwise"] = is_same(gathered(again), gathered(state))
+    found["exchanged"] = list(sent)
     other = blank_state(parallels["fsdp"])
     checkpoints.load(folder / "four" / "step-00000002", other, FACTS)
     found["two to four shards"] = is_same(gathered(other), after_load)
 
     found["whose"] = refused(checkpoints.load, folder / "four" / "step-00000002", again, FACTS | {"manifest": "other"})
+    rmtree = shutil.rmtree
+    shutil.rmtree = lambda *args, **options: (time.sleep(0.3), rmtree(*args, **options))
     with files_of_at_most(20_000 if hsdp.rank == 2 else resource.RLIM_INFINITY):
         checkpoints.save(3, state, 0.2, FACTS)
         found["full disk"] = refused(checkpoints.finish)
+    shutil.rmtree = rmtree
+    found["removed before any rank goes on"] = not (folder / "four" / ".step-00000003").exists()
     found["after a full disk"] = str(checkpoints.last())
     found["beside it"] = sorted(path.name for path in (folder / "four").iterdir())
     dist.barrier(hsdp.cpu_group)  # no rank begins to save again while another still looks
@@ -149,15 +161,31 @@ def in_rank(parallels: Mapping[str, Parallel], folder: Path) -> dict[str, Any]:
     checkpoints.finish()
     found["with space again"] = str(checkpoints.last())
 
-    export(state.model, state.ema, folder / "export", folder / "source", hsdp)
+    export(state.model, state.ema, folder / "export", folder / "source", hsdp, FACTS | MORE)
     found["ema"] = whole(state.ema.state)
     found["export again"] = refused_export(state, folder, hsdp)
     return found
 
 
+def noted_objects() -> list[str]:
+    """The exchanges of pickled objects between ranks, from now on: each by its name."""
+    sent: list[str] = []
+
+    def noted(name: str, exchange: Any) -> Any:
+        def told(*args: Any, **options: Any) -> Any:
+            sent.append(name)
+            return exchange(*args, **options)
+
+        return told
+
+    for name in ("gather_object", "scatter_object_list", "broadcast_object_list", "all_gather_object"):
+        setattr(dist, name, noted(name, getattr(dist, name)))
+    return sent
+
+
 def refused_export(state: State, folder: Path, parallel: Parallel) -> str:
     try:
-        export(state.model, state.ema, folder / "export", None, parallel)
+        export(state.model, state.ema, folder / "export", None, parallel, FACTS | MORE)
     except (FileExistsError, CheckpointError) as error:
         return str(error)
     return ""
@@ -254,6 +282,14 @@ def test_one_rank_with_a_full_disk_fails_the_checkpoint_on_all(ranks, folder: Pa
     assert all(value.any() for name, value in gathered(state).items() if name.startswith("model."))
 
 
+def test_ranks_exchange_no_pickles_while_they_save_and_load(ranks) -> None:
+    assert [found["exchanged"] for found in ranks] == [[]] * 4
+
+
+def test_no_rank_goes_on_from_a_failed_save_before_its_folder_is_gone(ranks) -> None:
+    assert all(found["removed before any rank goes on"] for found in ranks)
+
+
 def test_one_process_with_a_full_disk_keeps_its_last_checkpoint(saved) -> None:
     checkpoints, state, path = saved
     before = gathered(state)
@@ -316,9 +352,12 @@ def test_what_a_crash_left_is_removed_and_never_loaded(saved) -> None:
         (path.parent / left).mkdir()
         (path.parent / left / "__0_0.distcp").write_bytes(b"half")
     (path.parent / "step-00000008").mkdir()  # not ours: no facts
+    shutil.copytree(path, path.with_name("step-00000004-keep"))  # a user's own copy
+    shutil.copytree(path, path.with_name(".step-00000004-mine"))
     assert last_checkpoint(path.parent) == (1, path)
     assert Checkpoints(path.parent, ALONE).last() == (1, path)
-    assert sorted(file.name for file in path.parent.iterdir()) == ["step-00000001", "step-00000008"]
+    kept = [".step-00000004-mine", "step-00000001", "step-00000004-keep", "step-00000008"]
+    assert sorted(file.name for file in path.parent.iterdir()) == kept
 
 
 @pytest.mark.parametrize(
@@ -355,9 +394,55 @@ def test_tensors_of_another_model_are_refused_whatever_the_facts_say(saved) -> N
     larger = new_state(model=fill(ContentVTransformer(**{**SIZE, "num_layers": 3})))
     facts = json.loads((path / "facts.json").read_text())
     facts["model"]["num_layers"] = 3
+    del facts["crc32"]
     (path / "facts.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=r"missing: model\.transformer_blocks\.1\.attn"):
         checkpoints.load(path, larger, FACTS)
+
+
+def test_flipped_bits_are_refused_or_harmless(saved) -> None:
+    checkpoints, state, path = saved
+    want, random = gathered(state), Random(7)
+    refusals = 0
+    for name in ["__0_0.distcp"] * 40 + [".metadata"] * 10 + ["facts.json"] * 10:
+        file = path / name
+        before = file.read_bytes()
+        content = bytearray(before)
+        content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        file.write_bytes(content)
+        again = blank_state()
+        try:
+            checkpoints.load(path, again, FACTS)
+        except CheckpointError:
+            refusals += 1
+        else:
+            assert name == "__0_0.distcp" and is_same(gathered(again), want), name  # a bit of padding between records
+        file.write_bytes(before)
+    assert refusals > 30
+
+
+def test_a_flipped_bit_of_the_weights_is_refused_by_its_file_and_place(saved) -> None:
+    checkpoints, state, path = saved
+    content = bytearray((path / "__0_0.distcp").read_bytes())
+    place = content.find(state.model.proj_out.bias.detach().numpy().tobytes())
+    content[place + 5] ^= 4
+    (path / "__0_0.distcp").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is damaged: .*__0_0\.distcp, bytes \d+ to \d+"):
+        checkpoints.load(path, blank_state(), FACTS)
+
+
+def test_the_index_is_made_once_while_tensors_keep_their_sizes(tmp_path: Path, monkeypatch) -> None:
+    made = []
+    index = SavePlan.index
+    monkeypatch.setattr(SavePlan, "index", lambda *args: (made.append(1), index(*args))[1])
+    checkpoints, state = Checkpoints(tmp_path, ALONE), trained_state(1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, 0.5, FACTS)
+    checkpoints.finish()
+    assert made == [1]
+    again = blank_state()
+    checkpoints.load(tmp_path / "step-00000003", again, FACTS)
+    assert is_same(gathered(again), gathered(state))
 
 
 def test_a_damaged_checkpoint_is_refused(saved) -> None:
@@ -383,7 +468,9 @@ class Malice:
 
 def test_an_index_that_would_run_code_is_refused(saved) -> None:
     checkpoints, _, path = saved
-    (path / ".metadata").write_bytes(pickle.dumps(Malice(path / "ran")))
+    index = pickle.dumps(Malice(path / "ran"))
+    (path / ".metadata").write_bytes(index)
+    write_facts(path, read_facts(path) | {"index_crc32": zlib.crc32(index)})
     with pytest.raises(CheckpointError, match="no description of a tensor"):
         checkpoints.load(path, blank_state(), FACTS)
     assert not (path / "ran").exists()
@@ -393,6 +480,7 @@ def test_an_export_of_four_ranks_is_the_averaged_weights(ranks, folder: Path) ->
     exported = load_transformer(folder / "export").state_dict()
     assert is_same(exported, ranks[0]["ema"])
     assert os.path.samefile(folder / "export" / "vae" / "config.json", folder / "source" / "vae" / "config.json")
+    assert read_facts(folder / "export") == FACTS | MORE
     assert all("export" in found["export again"] for found in ranks)
 
 
@@ -411,6 +499,7 @@ def test_any_checkpoint_is_exported_without_a_run(ranks, folder: Path, monkeypat
     exported = load_transformer(folder / "exported").state_dict()
     assert is_same(exported, ranks[0]["ema"])
     assert (folder / "exported" / "vae" / "config.json").is_file()
+    assert read_facts(folder / "exported")["step"] == 3
 
 
 def test_an_export_overwrites_nothing_and_leaves_nothing_half(saved, tmp_path: Path, monkeypatch) -> None:
@@ -429,7 +518,7 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_half(saved, tmp_path: P
 
 def test_one_process_exports_with_its_own_average(tmp_path: Path) -> None:
     state = trained_state(1)
-    export(state.model, state.ema, tmp_path / "out", None, ALONE)
+    export(state.model, state.ema, tmp_path / "out", None, ALONE, FACTS | MORE)
     exported = load_transformer(tmp_path / "out").state_dict()
     assert is_same(exported, state.ema.state)
     assert not is_same(exported, whole(dict(state.model.named_parameters())))

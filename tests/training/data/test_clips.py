@@ -13,6 +13,7 @@ from PIL import Image
 from models.video_file import GenerationMetadata, write_video
 from tests.media.high_range import HLG, PQ, write_high_range
 from tests.training.small_data import row
+from training.data import clips
 from training.data.buckets import Shape
 from training.data.clips import ClipError, cover, read_clip, to_float
 from training.data.manifest import Clip
@@ -208,3 +209,107 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     short = counting(tmp_path / "short.mp4", 6, 24)
     with pytest.raises(ClipError, match=r"has 6 frames from 0.000 s on, not 9"):
         read_clip(clip(short), shape, 24)
+
+
+def test_nothing_after_the_end_of_a_clip_is_shown(tmp_path: Path) -> None:
+    """Another shot begins where the clip ends: one picture of it is a cut inside a training sample."""
+    source = counting(tmp_path / "a.mp4", 48, 24)
+    for fps in (24, 25, 30):  # the last time is just before the end, where the next picture is the nearest
+        frames = int(fps * 9 / 24 - 1e-9) + 1
+        shape = Shape(frames, 48, 80)
+        assert max(levels(read_clip(clip(source, start_s=0.5, end_s=0.875), shape, fps))) == 20, fps
+    with pytest.raises(ClipError, match=r"it is 0\.300 s long, and the last of 9 frames is at 0\.333 s"):
+        read_clip(clip(source, end_s=0.3), Shape(9, 48, 80), 24)
+
+
+@pytest.mark.parametrize("seeks", [True, False])
+def test_a_first_picture_that_comes_late_is_refused(tmp_path: Path, seeks: bool) -> None:
+    """Its pictures would be repeated until the first one comes, and stand for something else."""
+    path = tmp_path / ("a.mkv" if seeks else "a.avi")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", 24)
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in [*range(24), *range(240, 288)]:
+            frame = av.VideoFrame.from_ndarray(np.full((*SIZE, 3), 60, np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    with pytest.raises(ClipError, match=r"it has no picture at 5\.000 s: the next one is at 10\.000 s"):
+        read_clip(clip(path, start_s=5.0, end_s=12.0), Shape(9, 48, 80), 24)
+    assert len(read_clip(clip(path, start_s=10.0, end_s=12.0), Shape(9, 48, 80), 24)) == 9
+
+
+@pytest.mark.parametrize("fps", [60, 120])
+def test_the_first_frame_is_the_clips_first_picture(tmp_path: Path, fps: int) -> None:
+    source = counting(tmp_path / "a.mp4", 60, fps)
+    read = read_clip(clip(source, end_s=60 / fps), Shape(5, 48, 80), 24)
+    assert levels(read) == [number * fps // 24 for number in range(5)]
+
+
+def test_a_picture_that_stays_on_screen_is_scaled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = counting(tmp_path / "a.mp4", 24, 6)
+    scaled: list[int] = []
+    monkeypatch.setattr(clips, "cover", lambda *arguments: scaled.append(1) or cover(*arguments))
+    assert levels(read_clip(clip(source, end_s=4.0), Shape(9, 48, 80), 24)) == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert len(scaled) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"crop_x": 60}, r"its crop from 60, 0 to 140, 48 is not inside its 80 x 48 pixels"),
+        ({"crop_y": -1}, r"its crop from 0, -1 to 80, 47 is not inside"),
+        ({"crop_w": 0}, r"80 x 48 pixels, cropped to 0 x 48, are no size"),
+        ({"height": 0}, r"80 x 0 pixels, cropped to 80 x 48, are no size"),
+        ({"start_s": 1.0, "end_s": 0.0}, r"it is -1\.000 s long"),
+        ({"start_s": float("nan")}, r"nan s to 1\.0 s are no times"),
+        ({"end_s": float("inf")}, r"0\.0 s to inf s are no times"),
+    ],
+)
+def test_a_row_that_no_file_could_satisfy_is_named(tmp_path: Path, changes: dict[str, float], words: str) -> None:
+    source = counting(tmp_path / "a.mp4", 24, 24)
+    with pytest.raises(ClipError, match=rf"clip clip-0 of .*a\.mp4 cannot be read: {words}"):
+        read_clip(clip(source, **changes), Shape(9, 48, 80), 24)
+
+
+@pytest.mark.parametrize(("height", "width", "matrix"), [(720, 1280, "bt709"), (480, 640, "bt601")])
+def test_a_video_without_a_tag_has_the_colours_of_its_size(
+    tmp_path: Path, height: int, width: int, matrix: str
+) -> None:
+    """High definition is BT.709 and standard definition BT.601, as players and curation take it."""
+    green = np.full((height, width, 3), (40, 200, 60), np.uint8)
+    tagged = av.video.reformatter.Colorspace.ITU709 if matrix == "bt709" else av.video.reformatter.Colorspace.ITU601
+    with av.open(str(tmp_path / "a.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", 24, options={"qscale": "2"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for _ in range(6):
+            frame = av.VideoFrame.from_ndarray(green).reformat(format="yuv420p", dst_colorspace=tagged)
+            frame.colorspace = 2  # unspecified
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    whole = clip(tmp_path / "a.mp4", width=width, height=height, crop_w=width, crop_h=height)
+    assert np.abs(only_frame(whole) - (40, 200, 60)).max() < 5
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "palette.png", "a.mov", "a.mkv"])
+def test_colours_that_hide_in_what_is_see_through_are_not_seen(tmp_path: Path, name: str) -> None:
+    """What editors leave under a transparent region: it lies on white, also where edges are scaled."""
+    picture = np.zeros((480, 800, 4), np.uint8)
+    picture[...] = (255, 0, 0, 0)  # hidden red
+    picture[:, 403:] = (20, 160, 40, 255)
+    path = tmp_path / name
+    if path.suffix in (".png", ".webp"):
+        image = Image.fromarray(picture, "RGBA")
+        (image.quantize(8) if name == "palette.png" else image).save(path, lossless=True)
+    else:
+        with av.open(str(path), "w") as file:
+            stream = file.add_stream("qtrle" if path.suffix == ".mov" else "ffv1", 24)
+            stream.height, stream.width = 480, 800
+            stream.pix_fmt = "argb" if path.suffix == ".mov" else "bgra"
+            for _ in range(6):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgba")))
+            file.mux(stream.encode())
+    read = only_frame(clip(path, width=800, height=480, crop_w=800, crop_h=480))
+    assert np.abs(read[:, :38] - 255).max() < 2
+    assert np.abs(read[:, 42:] - (20, 160, 40)).max() < 3
+    assert (read[:, 38:42, 0] <= read[:, 38:42, 1] + 2).all()  # between white and green, never red

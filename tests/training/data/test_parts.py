@@ -101,5 +101,5 @@ def test_the_largest_parts_are_cut_first() -> None:
 
 def test_a_rank_of_two_shapes_makes_the_others_take_two_parts() -> None:
     wide, tall = Shape(5, 48, 80), Shape(5, 80, 48)
-    assert number_of_parts([wide, wide, wide, tall], 2, 2) == 2
-    assert number_of_parts([wide, wide, tall, tall], 2, 2) == 1
+    assert number_of_parts([wide, wide, wide, tall], run=1, data_ranks=2, most=2) == 2
+    assert number_of_parts([wide, tall], run=2, data_ranks=2, most=2) == 1

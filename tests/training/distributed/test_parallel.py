@@ -15,12 +15,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
-from models.recompute import Recompute
+from models.recompute import Mode
 from models.transformer import ContentVTransformer
 from tests.models.weights import fill
 from training.checkpoint.ema import Ema
 from training.distributed.layout import Layout
+from training.distributed.machine import MachineConfig
 from training.distributed.parallel import Parallel, SharedFlag, local, parallelize, start, stop
+from training.distributed.prepare import apply_machine
 from training.objectives.flow_matching import noised, squared_errors, timestep_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
@@ -153,10 +155,9 @@ def train_step(parallel: Parallel, model: ContentVTransformer, step: int) -> tor
     return parallel.total(loss)
 
 
-def trained(parallel: Parallel, mode: str, between: Callable[..., None] | None = None) -> dict[str, Any]:
+def trained(parallel: Parallel, mode: Mode, between: Callable[..., None] | None = None) -> dict[str, Any]:
     model = small_model()
-    model.recompute = Recompute(mode)
-    parallelize(model, parallel, torch.float32)
+    apply_machine(model, MachineConfig(recompute=mode), parallel)
     ema, optimizer = Ema(model, 0.9), adam(model)
     found: dict[str, Any] = {"loss": [], "norm": [], "gradients": []}
     for step in range(STEPS):
@@ -193,6 +194,20 @@ def sampled_in_between(parallel: Parallel) -> Callable[..., None]:
     return between
 
 
+def interrupted(parallel: Parallel) -> dict[str, torch.Tensor]:
+    """Gradients of a micro-batch whose blocks are computed again after the model was asked for a whole video."""
+    model = small_model()
+    apply_machine(model, MachineConfig(recompute="full"), parallel)
+    b = batch(0, range(0, 2))
+    noisy = noised(b["data"], b["noise"], b["sigma"])
+    out = parallel.predict(model, noisy, b["text"], b["pooled"], timestep_of(b["sigma"]))
+    loss = squared_errors(out, parallel.own(b["noise"] - b["data"])).sum()
+    with torch.no_grad(), parallel.whole(model):
+        model(*sampling_inputs())
+    loss.backward()
+    return gradients(model)
+
+
 def shared(parallel: Parallel) -> list[torch.Tensor]:
     number = float(parallel.data_rank)
     tensors = [torch.full((2, 3), number), torch.full((1, 2, 1, 4), number).bfloat16(), torch.zeros(0, 5)]
@@ -207,6 +222,7 @@ def flags(parallel: Parallel) -> list[bool]:
 def in_rank(rank: int, folder: str) -> None:
     from tests.training.checkpoint import test_checkpoints
     from tests.training.distributed import test_sequence_parallel
+    from tests.training.memory import test_micro_batch
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -221,8 +237,10 @@ def in_rank(rank: int, folder: str) -> None:
     both = parallels["sp2 hsdp"]
     found["sampled"] = trained(both, "full", sampled_in_between(both))
     found["half"] = in_half_precision(both)
+    found["interrupted"] = interrupted(parallels["sp4"])
     found["shared"], found["flags"] = shared(both), flags(both)
     found["sequence"] = test_sequence_parallel.in_rank(rank)
+    found["at once"] = test_micro_batch.in_rank(parallels["fsdp"])
     found["checkpoints"] = test_checkpoints.in_rank(parallels, Path(folder))
     for parallel in parallels.values():
         stop(parallel)
@@ -285,6 +303,14 @@ def test_three_steps_on_one_rank_are_those_of_one_process() -> None:
 def test_sampling_between_steps_leaves_training_as_it_is(ranks) -> None:
     for found in ranks:
         assert_same_training(found["sampled"])
+
+
+def test_sampling_between_a_forward_pass_and_its_backward_pass_leaves_it_as_it_is(ranks) -> None:
+    model, b = small_model(), batch(0, range(0, 2))
+    noisy = noised(b["data"], b["noise"], b["sigma"])
+    out = model(noisy, b["text"], b["pooled"], timestep_of(b["sigma"]))
+    squared_errors(out, b["noise"] - b["data"]).sum().backward()
+    assert_near(ranks[0]["interrupted"], gradients(model), 1e-5)
 
 
 def test_half_precision_is_of_computing_alone(ranks) -> None:

@@ -38,7 +38,7 @@ def one_process(position: str) -> dict[str, torch.Tensor]:
 
 
 def in_rank(rank: int) -> dict[Any, dict[str, torch.Tensor]]:
-    """Of one of four ranks, in the process that runs all cases of four ranks."""
+    """The gradients on one of four ranks, in the process that runs all cases of four ranks."""
     halves = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     cases = {"four": dist.group.WORLD, "two": halves[rank // 2]}
     found = {}

@@ -14,12 +14,13 @@ import pytest
 from pydantic import BaseModel
 
 from benchmarks.encode_server import ROOT, small_data, small_recipe
-from tests.training.encode.test_server import batches_equal, serving
+from tests.training.encode.serving import batches_equal, serving
 from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
-from training.encode.buffer import PREFIX, BufferDied, BufferedFeed, Share, hold, new_folder, remove_if_left
+from training.encode.answers import EncodeServer
+from training.encode.buffer import BufferDied, BufferedFeed, Share
+from training.encode.buffer_folder import PREFIX, hold, new_folder, remove_if_left
 from training.encode.encoder import EncodeHere, load_encoder
-from training.encode.server import EncodeServer
 from training.encode.servers import WrongToken
 from training.run import EncodeConfig
 

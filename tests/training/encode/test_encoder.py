@@ -11,7 +11,7 @@ from models.text_encoders import SD3TextEncoder
 from models.transformer import ContentVTransformer
 from tests.models.tiny_checkpoints import write_text_encoders, write_vae
 from tests.training.small_data import small_recipe, write_data
-from training.data.clips import ClipError, read_clip, to_float
+from training.data.clips import ClipError, SourceUnavailable, read_clip, to_float
 from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
 from training.encode.encoder import Encoded, EncodeHere, load_encoder
@@ -45,6 +45,8 @@ def test_ranks_encode_what_one_rank_would(plan: BatchPlan) -> None:
     assert all(same(a, b) for a, b in zip(whole, halves[0] + halves[1], strict=True))
 
 
+@pytest.mark.effect("Recipe.codec")
+@pytest.mark.effect("Recipe.text")
 def test_a_checkpoints_own_encoders_are_used_and_named(plan: BatchPlan, tmp_path: Path) -> None:
     write_vae(tmp_path)
     write_text_encoders(tmp_path)
@@ -106,6 +108,15 @@ def test_a_bucket_of_which_no_clip_can_be_read_ends_with_their_words(tmp_path: P
     count = len(plan.rows[sample.bucket])
     with pytest.raises(ClipError, match=rf"none of the {count} clips of bucket .* can be read; the first: clip clip-"):
         encoder.read(sample, plan)
+
+
+def test_a_clip_whose_storage_is_down_is_not_replaced(plan: BatchPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_clip(*arguments: object) -> torch.Tensor:
+        raise SourceUnavailable("the bucket does not answer")
+
+    monkeypatch.setattr("training.encode.encoder.read_clip", read_clip)
+    with pytest.raises(SourceUnavailable, match="the bucket does not answer"):
+        load_encoder(None, plan.job.recipe).read(plan.samples(0)[0], plan)
 
 
 def test_two_crops_of_one_clip_and_two_spans_do_not_share_latents(plan: BatchPlan) -> None:

@@ -11,8 +11,10 @@ from threading import Event
 
 import pytest
 
+from training.checkpoint.checkpoints import FACTS
 from training.launch.failures import RankFailed
-from training.launch.local import Listener, launch, write_run
+from training.launch.listener import Listener, write_run
+from training.launch.local import launch
 from training.recipe import load_recipe
 from training.run import TrainingRun
 
@@ -78,6 +80,13 @@ try:
             raise OSError("the disk is gone")
         if len(starts.read_text()) == 1:
             wait()
+    elif ending == "slow":  # saves one checkpoint more in each attempt
+        step = len(starts.read_text())
+        if step < 4 and rank == 0:
+            checkpoint = out / "checkpoints" / f"step-{step:08d}"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / os.environ["FACTS"]).write_text("{}")
+            raise OSError("the disk is gone")
     elif ending in ("wait", "deaf"):
         wait()
     elif rank == 1 and ending == "never":
@@ -195,8 +204,14 @@ def test_after_a_failure_it_starts_again(stand_in):
     outcome = launch(run, 2, Listener(on_line=lines.append), grace_s=5, restarts=1, module="stand_in")
     assert (outcome.stopped, outcome.restarts) == (None, 1)
     assert starts(run.folder) == ["xx", "xx"]
-    assert "rank 1: OSError: the disk is gone; starting again from the last checkpoint, 1 of 1" in lines
+    assert "rank 1: OSError: the disk is gone; starting again from the start, 1 of 1 in a row" in lines
     assert not list(run.folder.glob("errors/*"))
+
+
+def test_restarts_are_counted_since_the_last_checkpoint(stand_in, monkeypatch):
+    monkeypatch.setenv("FACTS", FACTS)
+    outcome = launch(stand_in("slow"), 2, grace_s=5, restarts=1, module="stand_in")
+    assert (outcome.stopped, outcome.restarts) == (None, 3)
 
 
 def test_ranks_that_are_stopped_save_first(stand_in):

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models.checkpoint import save_transformer
 from models.transformer import ContentVTransformer
 from tests.models.tiny_checkpoints import write_text_encoders, write_vae
-from tests.training.small_data import small_recipe, small_run, write_data
+from tests.training.small_data import row, small_recipe, small_run, write_data, write_manifest
 from training.launch.preflight import PreflightError, preflight
 from training.run import EncodeConfig, MachineConfig
 
@@ -23,7 +24,23 @@ def test_a_run_that_can_be_is_planned(data: str, tmp_path: Path) -> None:
     plan = preflight(small_run(data, tmp_path / "out"), 1)
     assert "small: 12 steps from tiny on 1 ranks of cpu" in plan
     assert "16x9 1 s 3" in plan and "9x16 1 s 2" in plan
+    assert f"on this machine: torch {torch.__version__}" in plan
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.effect("MachineConfig.memory_gb")
+def test_a_cluster_is_planned_from_a_machine_without_its_devices(data: str, tmp_path: Path) -> None:
+    cluster = {"device": "npu", "shard": 2, "sequence": 2}
+    with pytest.raises(PreflightError, match=r"memory_gb"):
+        preflight(small_run(data, tmp_path / "out", machine=MachineConfig.model_validate(cluster)), 4)
+    plans = [
+        preflight(
+            small_run(data, tmp_path / "out", machine=MachineConfig.model_validate(cluster | {"memory_gb": gb})), 4
+        )
+        for gb in (8, 64)
+    ]
+    assert "devices of 8 GB" in plans[0] and "devices of 64 GB" in plans[1]
+    assert all("12 steps from tiny on 4 ranks of npu, 2 of data" in plan and "torch_npu" in plan for plan in plans)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +110,29 @@ def test_an_output_of_another_run_is_not_gone_on_with(data: str, tmp_path: Path)
         preflight(run, 1)
     shutil.rmtree(whole)
     preflight(run, 1)
+
+
+def test_what_is_left_out_is_said_and_its_sources_are_not_asked_for(tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    (tmp_path / "0.mp4").unlink()  # of 0.75 s
+    with pytest.raises(PreflightError, match=r"1 of the 9 sources that were looked at are not there, first .*0.mp4"):
+        preflight(small_run(data, tmp_path / "out"), 1)
+    told = preflight(small_run(data, tmp_path / "out", recipe=small_recipe(least_duration_s=1.5)), 1)
+    assert "clips: 4 (16x9 image 2, 16x9 2 s 2)" in told
+    assert "left out, shorter than 1.5 s: 5 (16x9 1 s 3, 9x16 1 s 2)" in told
+
+
+def test_a_row_that_would_fail_in_training_is_named(tmp_path: Path) -> None:
+    wrong = [row(n, tmp_path / "a.mp4", (48, 80), "16x9", 1, 1.0) | {"crop_x": 2 * n} for n in range(2)]
+    write_manifest(wrong, tmp_path / "manifest")
+    with pytest.raises(PreflightError, match=r"part-00000.parquet, row 1, clip 'clip-1': its crop .* is not inside"):
+        preflight(small_run(str(tmp_path / "manifest"), tmp_path / "out"), 1)
+
+
+def test_a_node_without_devices_plans_for_those_of_the_cluster(data: str, tmp_path: Path) -> None:
+    """What is computed again is in the plan, so a batch that fits only so is not refused."""
+    machine = MachineConfig(device="npu", memory_gb=8, shard=2, recompute="full", recompute_every=2)
+    plan = preflight(small_run(data, tmp_path / "out", machine=machine), 2)
+    assert "on devices of 8 GB" in plan and "recompute full every 2 blocks" in plan
+    with pytest.raises(PreflightError, match=r"no npu .* say how much .* machine\.memory_gb"):
+        preflight(small_run(data, tmp_path / "out", machine=machine.model_copy(update={"memory_gb": None})), 2)

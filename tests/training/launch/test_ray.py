@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 
 from training.launch.failures import RankFailed
-from training.launch.local import Listener
+from training.launch.listener import Listener
 from training.launch.ray import connected, launch_on_ray
 from training.recipe import load_recipe
 from training.run import TrainingRun

@@ -3,10 +3,11 @@
 import pytest
 
 from models.checkpoint import read_config
+from models.recompute import Mode
 from models.transformer import TransformerConfig
 from training.data.buckets import ASPECTS, Bucket, Shape
 from training.distributed.layout import Layout
-from training.memory.plan import DURATIONS_S, GB, DoesNotFit, Plan, check, plan, remedies
+from training.memory.plan import DURATIONS_S, GB, DoesNotFit, MemoryPlan, check, plan_memory, remedies
 from training.memory.planner import PAPER_RECIPES, days, main, parts_of_step
 from training.memory.step import MODES, Setup, Tokens, device_bytes
 from training.recipe import load_recipe
@@ -16,8 +17,10 @@ CLUSTER = Layout(256, 8, 8)
 MEMORY = int(64 * GB)
 
 
-def planned(name: str, layout: Layout = CLUSTER, memory: float = MEMORY, recompute: str = "none") -> Plan:
-    return plan(load_recipe(name), CONFIG, layout, memory, "bfloat16", recompute)  # type: ignore[arg-type]
+def planned(
+    name: str, layout: Layout = CLUSTER, memory: float = MEMORY, recompute: Mode = "none", every: int = 1
+) -> MemoryPlan:
+    return plan_memory(load_recipe(name), Setup(CONFIG, layout, "bfloat16", recompute, "npu", every), memory)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_buckets_are_all_that_the_recipe_draws_from() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", PAPER_RECIPES)
-def test_the_reports_cluster_fits_its_recipes(name: str, mode: str) -> None:
+def test_the_reports_cluster_fits_its_recipes(name: str, mode: Mode) -> None:
     found = planned(name, recompute=mode)
     assert found.fits
     check(found)
@@ -58,6 +61,23 @@ def test_recomputing_brings_larger_micro_batches() -> None:
     longest = Shape(125, 432, 768)
     none, attention, full = (planned("stage3", Layout(64, 8, 8), recompute=mode).micro_batch(longest) for mode in MODES)
     assert none < attention < full
+
+
+def test_the_fewer_blocks_are_computed_again_the_more_memory_they_take() -> None:
+    longest, layout = Shape(125, 432, 768), Layout(64, 8, 8)
+    found = [planned("stage3", layout, recompute="full", every=every) for every in (1, 2, 4)]
+    at_once = [each.micro_batch(longest) for each in found]
+    assert at_once == sorted(set(at_once), reverse=True)
+    repeated = [each.costliest[-1].training_flops - each.costliest[-1].model_flops for each in found]
+    assert repeated == sorted(set(repeated), reverse=True)
+
+
+def test_computing_every_block_again_is_named_where_some_do_not_do() -> None:
+    found = planned("stage3", Layout(256, 8, 1), 64 * GB, "full", every=8)
+    assert not found.fits
+    with pytest.raises(DoesNotFit, match="recompute full every 8 blocks"):
+        check(found)
+    assert any(other.setup.recompute_every == 1 for other in remedies(found))
 
 
 def test_all_buckets_of_a_duration_train_with_what_fits_the_largest() -> None:
@@ -78,7 +98,7 @@ def test_all_buckets_of_a_duration_train_with_what_fits_the_largest() -> None:
     ],
 )
 def test_a_launch_that_cannot_fit_is_refused_and_what_is_named_does_fit(
-    layout: Layout, memory_gb: float, recompute: str, said: list[str]
+    layout: Layout, memory_gb: float, recompute: Mode, said: list[str]
 ) -> None:
     found = planned("stage3", layout, memory_gb * GB, recompute)
     with pytest.raises(DoesNotFit) as refused:
@@ -106,7 +126,7 @@ def test_where_nothing_helps_it_says_so() -> None:
 
 def test_memory_that_others_take_is_not_there() -> None:
     alone = planned("stage2")
-    shared = plan(load_recipe("stage2"), CONFIG, CLUSTER, MEMORY, "bfloat16", other_bytes=int(20 * GB))
+    shared = plan_memory(load_recipe("stage2"), alone.setup, MEMORY, other_bytes=int(20 * GB))
     assert 0 < shared.micro_batch(Shape(125, 288, 288)) < alone.micro_batch(Shape(125, 288, 288))
     check(shared)
 
@@ -118,10 +138,9 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 def test_a_small_model_fits_a_laptop() -> None:
     config = TransformerConfig(num_layers=2, num_attention_heads=2)
-    found = plan(load_recipe("stage1"), config, Layout(), 8 * GB, "float32", device="cpu")
+    found = plan_memory(load_recipe("stage1"), Setup(config, Layout()), 8 * GB)
     assert found.fits
     assert not found.gathered_bytes
-    assert Setup(config, Layout(), "float32") == found.setup
 
 
 def test_micro_batches_of_a_rank_do_not_cross_runs() -> None:
@@ -135,6 +154,18 @@ def test_the_recipes_take_less_than_the_reports_month() -> None:
     """A third at most: the month has the stages after these in it, encoding, restarts, and a utilisation unknown."""
     total = sum(days(planned(name), peak_tflops=320, mfu=0.45) for name in PAPER_RECIPES)
     assert 3 < total < 10
+
+
+def test_days_count_what_is_really_done() -> None:
+    """What is computed again takes time; and buckets take their share of it by their clips."""
+    none, full = (planned("stage3", recompute=mode) for mode in ("none", "full"))
+    assert 1.25 < days(full, 320, 0.45) / days(none, 320, 0.45) < 4 / 3
+    short, long = ({Bucket(0, "1x1"): 9, Bucket(duration, "1x1"): 5} for duration in (3, 6))
+    assert days(none, 320, 0.45, short) < days(none, 320, 0.45) < days(none, 320, 0.45, long)
+    mixed = {Bucket(0, "1x1"): 1, Bucket(3, "1x1"): 3, Bucket(6, "1x1"): 1}
+    assert days(none, 320, 0.45, mixed) == pytest.approx(
+        0.75 * days(none, 320, 0.45, short) + 0.25 * days(none, 320, 0.45, long)
+    )
 
 
 def test_the_program_tells_by_its_exit_status(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,16 @@ from models.recompute import Mode, Recompute
 from models.transformer import ContentVTransformer, TransformerConfig, set_attention
 from training.data.buckets import Shape
 from training.distributed.layout import Layout
+from training.distributed.machine import Dtype
 from training.distributed.sequence_parallel import forward_shard, ulysses
-from training.memory.step import MODES, Dtype, Setup, Tokens, block_parameters, device_bytes, kept, peak, state
+from training.memory.step import MODES, Setup, Tokens, block_parameters, device_bytes, kept, peak, state
 
 TINY = TransformerConfig(
     num_layers=3, num_attention_heads=3, attention_head_dim=32, joint_attention_dim=24, pooled_projection_dim=20
 )
 FULL_WIDTH = replace(read_config("8b"), num_layers=2, num_attention_heads=4)
 GRID, TEXT = Grid(2, 3, 4), 7
+POLICIES: list[tuple[Mode, int]] = [("none", 1), ("attention", 1), ("full", 1), ("attention", 2), ("full", 3)]
 
 
 @pytest.fixture
@@ -59,11 +61,11 @@ def test_what_is_kept_is_what_autograd_keeps_to_the_byte(config: TransformerConf
     model = ContentVTransformer(**vars(config)).to(getattr(torch, dtype))
     patches, text, pooled, timestep = inputs(config, samples)
     there = (patches, text, pooled) if dtype == "float32" else ()  # else they are cast, and the copies kept
-    for mode in MODES:
-        model.recompute = Recompute(mode)
+    for mode, every in POLICIES:
+        model.recompute = Recompute(mode, every)
         left = left_by(lambda: model.forward_tokens(patches, text, pooled, timestep, GRID))
-        wanted = kept(Setup(config, Layout(), dtype, mode), Tokens(samples, GRID.tokens, TEXT))
-        assert left == wanted - sum(tensor.nbytes for tensor in there), mode
+        wanted = kept(Setup(config, Layout(), dtype, mode, "cpu", every), Tokens(samples, GRID.tokens, TEXT))
+        assert left == wanted - sum(tensor.nbytes for tensor in there), (mode, every)
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])
@@ -121,7 +123,9 @@ def test_state_is_20_bytes_a_parameter_over_the_shards() -> None:
 @pytest.mark.parametrize("shape", [Shape(1, 288, 288), Shape(29, 288, 288), Shape(125, 432, 768)])
 def test_more_sequence_ranks_never_keep_more(shape: Shape, mode: Mode) -> None:
     tokens = Tokens(1, shape.tokens, TEXT_TOKENS)
-    setups = [Setup(read_config("8b"), Layout(64, 64, n), "bfloat16", mode, "npu") for n in (1, 2, 4, 8, 16, 32, 64)]
+    # Mode "attention" keeps what exchanges bring, and one rank alone has none.
+    ranks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n > 1 or mode != "attention"]
+    setups = [Setup(read_config("8b"), Layout(64, 64, n), "bfloat16", mode, "npu") for n in ranks]
     for memory in (kept, peak):
         taken = [memory(setup, tokens) for setup in setups]
         assert taken == sorted(taken, reverse=True)
@@ -136,7 +140,7 @@ def test_each_mode_takes_less_than_the_one_that_keeps_more() -> None:
 
 
 def test_softmax_statistics_of_ascend_are_sixteen_times_those_of_others() -> None:
-    """Of every head and token 64 bytes and not 4, in every block that keeps what attention put out."""
+    """Every head and token has 64 bytes and not 4, in every block that keeps what attention put out."""
     config, tokens = read_config("8b"), Tokens(1, 10_368, TEXT_TOKENS)
     npu, cuda = (kept(Setup(config, Layout(), "bfloat16", "attention", device), tokens) for device in ("npu", "cuda"))
     assert npu - cuda == (64 - 4) * 38 * (10_368 + TEXT_TOKENS) * 38
@@ -146,13 +150,16 @@ def test_softmax_statistics_of_ascend_are_sixteen_times_those_of_others() -> Non
     ("layout", "dtype", "mode", "samples"),
     [
         (Layout(), "float32", "none", 2),
+        (Layout(), "float32", "attention", 2),
+        (Layout(), "float32", "full", 2),
         (Layout(8, 8, 4), "bfloat16", "none", 2),
         (Layout(8, 8, 4), "bfloat16", "full", 2),
     ],
 )
 def test_peak_of_a_step_is_as_predicted(layout: Layout, dtype: Dtype, mode: Mode, samples: int) -> None:
     case = Case(Setup(FULL_WIDTH, layout, dtype, mode), Shape(29, 128, 224), samples, TEXT_TOKENS)
-    assert predicted(case) == pytest.approx(measured(case), rel=0.1)
+    near = 0.02 if layout.world == 1 else 0.1
+    assert predicted(case) == pytest.approx(measured(case), rel=near)
 
 
 def test_a_larger_micro_batch_takes_more() -> None:

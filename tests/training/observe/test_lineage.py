@@ -22,7 +22,7 @@ def record(plan: BatchPlan, folder: Path, steps: range) -> None:
         lineage = Lineage(folder, rank, plan.job.recipe.fps)
         for step in steps:
             samples = plan.samples(step, rank, 2)
-            lineage.add(step, samples, torch.full((len(samples),), 0.25))
+            lineage.add(step, samples, torch.full((len(samples),), 0.25), [()] * len(samples))
         lineage.write()
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.checkpoint import read_config
 from models.flops import forward_flops
 from training.data.buckets import Bucket, Shape
 from training.data.plan import values
 from training.distributed.layout import Layout
-from training.distributed.parallel import start
+from training.distributed.parallel import Parallel, start
 from training.observe.metrics import Metrics, MetricsLog, NotFinite, read_metrics
 
 WIDE, TALL = Bucket(1, "16x9"), Bucket(1, "9x16")
@@ -51,6 +52,41 @@ def test_an_interval_forgets_the_one_before() -> None:
         line = told.line(step + 1, 2, 1e-3)
         assert line["loss"] == pytest.approx(loss) and line["interval_steps"] == 1
         assert line["mfu"] is None
+
+
+@pytest.mark.parametrize("sequence", [1, 8])
+def test_the_share_of_waiting_is_that_of_the_ranks_that_wait(sequence: int) -> None:
+    layout = Layout(world=8, sequence=sequence)
+    parallel = Together(layout, 0, torch.device("cpu"))
+    told = Metrics(parallel, CONFIG, [WIDE], None)
+    told.add([WIDE], SHORT, torch.tensor([0.3]), 333, torch.tensor([1.0]))
+    told.end_step(0, torch.tensor(1.0), torch.tensor(1.0), waited_s=2.5)
+    line = told.line(1, 1, 1e-3)
+    assert line["data_wait"] * line["step_s"] == pytest.approx(2.5, rel=1e-5)
+
+
+class Together(Parallel):
+    """Rank 0 of a run whose other leaders do just what it does, while the other ranks wait for nothing."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        return tensor * self.layout.data_ranks
+
+
+class OnNpu(Tensor):
+    """A tensor that refuses what one on an NPU refuses: to be float64."""
+
+    def double(self, *arguments: object, **options: object) -> Tensor:
+        raise RuntimeError("DT_DOUBLE is not supported")
+
+    def cpu(self, *arguments: object, **options: object) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_the_device_is_not_asked_for_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Parallel, "total", lambda self, tensor: tensor.as_subclass(OnNpu))
+    told = metrics()
+    told.end_step(0, torch.tensor(2.0), torch.tensor(1.0), 0.0)
+    assert told.line(1, 1, 1e-3)["loss"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

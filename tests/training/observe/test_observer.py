@@ -12,7 +12,6 @@ from tests.training.small_data import small_recipe
 from training.data.buckets import Bucket
 from training.distributed.layout import Layout
 from training.distributed.parallel import start
-from training.observe.lineage import Lineage
 from training.observe.metrics import Metrics, MetricsLog, NotFinite, read_metrics
 from training.observe.observer import Observer
 from training.run import RecordConfig, TrainingRun
@@ -31,8 +30,7 @@ class Watched:
         self.saved: list[tuple[int, float]] = []
         self.sampled: list[int] = []
         self.log, self.folder, self.pause = MetricsLog(folder, 0), folder, 0.0
-        lineage = Lineage(folder, 0, recipe.fps)
-        self.observer = Observer(run, self.metrics, lineage, self.log, self._save, self._sample)
+        self.observer = Observer(run, self.metrics, 0, self.log, self._save, self._sample)
 
     def _save(self, step: int, loss: float) -> None:
         time.sleep(self.pause)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.small_data import row, small_recipe, write_manifest
+from tests.training.small_data import row, small_recipe, small_run, write_manifest
 from training.data.buckets import Bucket
 from training.data.manifest import Manifest, open_manifest
 from training.data.selection import select
@@ -51,8 +51,9 @@ def test_prompts_are_captions_that_are_trained_on_unless_the_run_gives_some(mani
     def prompts(**changes: Any) -> list[str]:
         recipe, parallel = small_recipe(frames=13), start(Layout(), "cpu")
         config = RecordConfig.model_validate(changes)
+        run = small_run("unused", tmp_path, recipe=recipe, record=config)
         (tmp_path / "samples").mkdir(exist_ok=True)
-        return Sampler(manifest, recipe, config, tmp_path, "tiny", parallel, load_encoder(None, recipe).embed).prompts
+        return Sampler(run, "digest", manifest, parallel, load_encoder(None, recipe).embed).prompts
 
     captions = [f"a square number {n} that moves" for n in range(3)]
     assert prompts(sample_count=2) == captions[:2]
