@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -132,7 +133,9 @@ class Video:
                 self._rewind()
             elif not self._sought(from_s - back_s):
                 continue
-            group = group_at(self._packets(), from_s, self.stream.time_base, self._promise)
+            # Read from the start, all stamps are those that a reader of the whole file has.
+            promise = self._promise if back_s is not None else replace(self._promise, in_blocks=False)
+            group = group_at(self._packets(), from_s, self.stream.time_base, promise)
             if group is not None:
                 pictures = self._pass(group.packets, group.key_s)
                 first = next(pictures, None)

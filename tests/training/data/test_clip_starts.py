@@ -5,6 +5,7 @@ leading pictures need the group before (open groups of pictures, the default of 
 bit by bit. What is read wrong then looks like a picture, so only a comparison of pixels shows it.
 """
 
+import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -96,6 +97,7 @@ EVERY = [
 
 def write(path: Path, codec: str, gop: str, count: int = COUNT) -> Path:
     height, width = BROADCAST if path.suffix == ".gxf" else SIZES.get(codec, (HEIGHT, WIDTH))
+    scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, FPS, options=dict(KINDS[codec, gop]))
         stream.height, stream.width, stream.pix_fmt = height, width, FORMATS.get(codec, "yuv420p")
@@ -105,6 +107,8 @@ def write(path: Path, codec: str, gop: str, count: int = COUNT) -> Path:
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
+    # SVT-AV1 gives the thread that calls it real-time priority where it may (root), and all its later children too.
+    os.sched_setscheduler(0, *scheduling)
     return path
 
 
