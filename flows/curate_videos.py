@@ -29,7 +29,7 @@ from tasks.curation.forget_errors import forget_errors
 from tasks.curation.inputs import estimate_of
 from tasks.curation.manifest import manifest
 from tasks.curation.measure import measure, on_accelerator, pieces
-from tasks.curation.preflight import preflight
+from tasks.curation.preflight import check_weights, preflight
 from tasks.curation.scan import scan
 from tasks.curation.settings import CurationConfig
 from tasks.curation.verdict import limits, verdict
@@ -70,6 +70,7 @@ def curate_videos(
     """
     began = time.monotonic()
     on = task_runner(runner, ray_address)
+    check_weights(config)
     plan = preflight(
         source, output, profile, sources_per_shard, config.verdict, config.scan.samples_per_s, limit, sample
     )

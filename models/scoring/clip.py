@@ -114,6 +114,12 @@ def load_clip(
     )
 
 
+def clip_side(source: str | Path) -> int:
+    """The side of the pictures that a CLIP takes, by its config alone: threads prepare them before it is loaded."""
+    config, _ = _config_of(Path(source))
+    return int(config["vision_cfg"]["image_size"])
+
+
 def check_activation(tower: nn.Module, where: str) -> None:
     """CheckpointError unless every block of an image tower has QuickGELU."""
     names = {type(block.mlp[1]).__name__ for block in tower.transformer.resblocks}  # type: ignore[union-attr]

@@ -1,8 +1,9 @@
 """Aesthetics: a score of key frames, averaged (report, section 3.1, aesthetic score).
 
-The report uses a predictor learnt on CLIP features. ``lite`` is no such thing: it is four classic measurements of a
-photograph (exposure, contrast, colour, sharpness) and needs no weights. It ranks black, flat, washed-out, grey and
-blurred frames low; it knows nothing of subject or composition.
+The report uses a predictor learnt on CLIP features: ``clip`` (aesthetics_clip.py), on a scale of about 1 to 10, so its
+threshold is another. ``lite`` is no such thing: it is four classic measurements of a photograph (exposure, contrast,
+colour, sharpness) and needs no weights. It ranks black, flat, washed-out, grey and blurred frames low; it knows nothing
+of subject or composition.
 """
 
 from typing import Literal
@@ -14,14 +15,18 @@ from pydantic import Field
 from tasks.curation.blur import laplacian_variance
 from tasks.tables.clip import Clip
 from tasks.tables.picture import Image, shrink
-from tasks.tables.score import Column, Score, Threshold, plain
+from tasks.tables.score import Column, Score, Scorer, Threshold, plain
 from tasks.tables.step import Row, StepConfig
 
+CLIP_CHECKPOINTS = ("clip", "aesthetic")  # as the registry of weights calls them
 COLOUR_SIDE = 160  # pixels: the colours of a picture need no more of it
 
 
 class AestheticsConfig(StepConfig):
-    scorer: Literal["lite"] = Field("lite", description="lite: exposure, contrast, colour and sharpness; no weights")
+    scorer: Literal["lite", "clip"] = Field(
+        "lite",
+        description="lite: exposure, contrast, colour, sharpness, no weights; clip: LAION's predictor on CLIP ViT-L/14",
+    )
     key_frames: int = Field(3, ge=1, description="Key frames scored per clip: the middles of as many equal parts")
 
 
@@ -48,6 +53,13 @@ def score(clip: Clip, config: AestheticsConfig) -> Row:
     return {"aesthetic": float(np.mean(values)) if values else None}
 
 
+def clip_scorer(config: AestheticsConfig) -> Scorer:
+    """The scorer of the report's network."""
+    from tasks.curation.aesthetics_clip import AestheticScorer  # torch takes seconds, and lite never needs it
+
+    return AestheticScorer(config.key_frames)
+
+
 AESTHETICS = Score(
     "aesthetics",
     needs=("overlays",),
@@ -60,6 +72,7 @@ AESTHETICS = Score(
             words="The picture looks poor.",
         ),
     ),
-    scorers={"lite": plain(score)},
+    scorers={"lite": plain(score), "clip": clip_scorer},
+    checkpoints={"clip": CLIP_CHECKPOINTS},
     version=2,
 )

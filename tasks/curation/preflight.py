@@ -7,6 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from models.scoring.weights import missing
 from tasks.curation.filter import OwnFilter, declared
 from tasks.curation.inputs import Inputs, inputs_of
 from tasks.curation.scores import SCORES
@@ -26,6 +27,15 @@ def check_profile(profile: str) -> None:
             f"profile {profile!r} is not part of this release: its networks (PaddleOCR's server models, GMFlow, CLIP "
             "with the LAION head, Qwen2.5-VL) come next. Run with profile 'lite'."
         )
+
+
+def check_weights(config: StepConfig) -> None:
+    """Raise PreflightError with all weights that the chosen scorers need and that are not there, each with what brings
+    it."""
+    chosen = [(score, getattr(config, score.name)) for score in SCORES]
+    names = [name for score, own in chosen for name in score.checkpoints.get(score.scorer_name(own), ())]
+    if lacks := missing(names):
+        raise PreflightError("\n".join([f"{len(lacks)} checkpoints are missing:", *lacks]))
 
 
 def check_filters(thresholds: StepConfig) -> list[OwnFilter]:

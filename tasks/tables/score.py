@@ -115,7 +115,8 @@ class Score:
 
     ``needs`` names the scores that must be there before, because they move the crop that this one looks at.
     ``moves_crop``: its rows may have ``crop_x`` and so on. ``config.scorer``, where there is such a field, chooses
-    among ``scorers``; else there is one.
+    among ``scorers``; else there is one. ``checkpoints`` names the weights that a scorer needs, as the registry of
+    weights (models/scoring/weights.py) calls them.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Score:
     moves_crop: bool = False
     per_source: bool = False
     version: int = 1
+    checkpoints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def scorer(self, config: StepConfig) -> Scorer:
         """The scorer that ``config`` chooses. KeyError: there is none of that name."""

@@ -18,7 +18,7 @@ from training.checkpoint import identity
 from training.checkpoint.checkpoints import last_checkpoint
 from training.checkpoint.identity import branch_record, starting_weights
 from training.data import census
-from training.data.manifest import Manifest, open_manifest
+from training.data.manifest import open_manifest
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
 from training.distributed.prepare import on_meta, prepare
@@ -51,7 +51,7 @@ def preflight(run: TrainingRun, processes: int) -> str:
         if run.encode.servers:
             encoder = check_servers(run, manifest.fingerprint)
         else:
-            check_sources(manifest)
+            check_sources(plan)
             encoder = encoder_fingerprint(run.checkpoint, run.recipe, run.machine.device)
         weights = starting_weights(run.checkpoint)
         check_output(run, facts_of(run, manifest.fingerprint, weights, encoder) | {"model": asdict(model.config)})
@@ -84,10 +84,11 @@ def check_start(run: TrainingRun, layout: Layout) -> ContentVTransformer:
     return model
 
 
-def check_sources(manifest: Manifest) -> None:
-    """That sources of the manifest are there: some of every bucket, as all would take hours."""
-    each = max(1, SOURCES_LOOKED_AT // len(manifest.rows))
-    clips = [manifest.clip(int(row)) for rows in manifest.rows.values() for row in rows[:: max(1, len(rows) // each)]]
+def check_sources(plan: BatchPlan) -> None:
+    """That sources of what is trained on are there: some of every bucket, as all would take hours."""
+    each = max(1, SOURCES_LOOKED_AT // len(plan.rows))
+    looked_at = [int(row) for rows in plan.rows.values() for row in rows[:: max(1, len(rows) // each)]]
+    clips = [plan.manifest.clip(row) for row in looked_at]
     missing = []
     for uri in dict.fromkeys(clip.source_uri for clip in clips):
         fs, path = url_to_fs(uri)

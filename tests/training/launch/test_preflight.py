@@ -10,7 +10,7 @@ import torch
 from models.checkpoint import save_transformer
 from models.transformer import ContentVTransformer
 from tests.models.tiny_checkpoints import write_text_encoders, write_vae
-from tests.training.small_data import small_recipe, small_run, write_data
+from tests.training.small_data import row, small_recipe, small_run, write_data, write_manifest
 from training.launch.preflight import PreflightError, preflight
 from training.run import EncodeConfig, MachineConfig
 
@@ -110,6 +110,23 @@ def test_an_output_of_another_run_is_not_gone_on_with(data: str, tmp_path: Path)
         preflight(run, 1)
     shutil.rmtree(whole)
     preflight(run, 1)
+
+
+def test_what_is_left_out_is_said_and_its_sources_are_not_asked_for(tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    (tmp_path / "0.mp4").unlink()  # of 0.75 s
+    with pytest.raises(PreflightError, match=r"1 of the 9 sources that were looked at are not there, first .*0.mp4"):
+        preflight(small_run(data, tmp_path / "out"), 1)
+    told = preflight(small_run(data, tmp_path / "out", recipe=small_recipe(least_duration_s=1.5)), 1)
+    assert "clips: 4 (16x9 image 2, 16x9 2 s 2)" in told
+    assert "left out, shorter than 1.5 s: 5 (16x9 1 s 3, 9x16 1 s 2)" in told
+
+
+def test_a_row_that_would_fail_in_training_is_named(tmp_path: Path) -> None:
+    wrong = [row(n, tmp_path / "a.mp4", (48, 80), "16x9", 1, 1.0) | {"crop_x": 2 * n} for n in range(2)]
+    write_manifest(wrong, tmp_path / "manifest")
+    with pytest.raises(PreflightError, match=r"part-00000.parquet, row 1, clip 'clip-1': its crop .* is not inside"):
+        preflight(small_run(str(tmp_path / "manifest"), tmp_path / "out"), 1)
 
 
 def test_a_node_without_devices_plans_for_those_of_the_cluster(data: str, tmp_path: Path) -> None:
