@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from media.naming import first_of
 from training.data.buckets import ASPECTS, Bucket
-
-NAMED_IN_ERRORS = 3
 
 
 class ManifestError(ValueError):
@@ -126,9 +125,3 @@ def _faults(batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     yield "it is from {start_s} to {end_s} s, which are no times", ~(np.isfinite(start) & np.isfinite(end))
     yield "its bucket of {bucket_duration_s} s is none", seconds < 0
     yield "it ends at {end_s} s, and starts at {start_s} s", (seconds > 0) & (end <= start)
-
-
-def first_of(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")

@@ -112,7 +112,7 @@ def reward_gradient(
     if len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(steps)):
         raise ValueError(f"the chosen steps {list(chosen)} are not distinct steps of 0 to {steps - 1}")
     exact = torch.promote_types(noise.dtype, torch.float32)
-    at = times.to(noise.device, exact)
+    at = times.to(exact).to(noise.device)  # not every device knows float64
     kept: dict[int, Tensor] = {}
     x1 = noise.detach()
     with torch.no_grad():
