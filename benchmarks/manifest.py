@@ -79,6 +79,8 @@ def write_manifest(folder: Path, clips: int) -> None:
             "caption_detailed": detailed,
             "bucket_aspect": pa.array([aspect]).take(pa.array(np.zeros(count, int))),
             "bucket_duration_s": np.full(count, seconds),
+            "source_id": ids,
+            "source_bytes": random.integers(10**6, 10**10, count),
         }
         table = pa.table({name: pa.array(whole[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names})
         pq.write_table(table, folder / f"part-{number:05d}.parquet", compression="zstd")

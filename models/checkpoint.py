@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from media.naming import first_of
 from models.transformer import ContentVTransformer, TransformerConfig
 
 WEIGHTS = "diffusion_pytorch_model"
 MAX_SHARD_BYTES = 5_000_000_000
 CONFIGS = Path(__file__).with_name("configs")
-NAMED_IN_ERRORS = 3
 
 
 class CheckpointError(ValueError):
@@ -114,7 +114,7 @@ def stored_tensors(source: Path) -> dict[str, Stored]:
     files = _weight_files(source) if source.is_dir() else [source]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise FileNotFoundError(f"weights are missing: {_first(missing)}")
+        raise FileNotFoundError(f"weights are missing: {first_of(missing)}")
     tensors = {}
     for file in files:
         with _opened(file) as content:
@@ -132,7 +132,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if not whole.is_file():
         there = sorted(file.name for file in folder.glob("*")) if folder.is_dir() else []
         raise FileNotFoundError(
-            f"no {whole.name}, nor its index, in {folder}, which has {_first(there) or 'nothing'}. "
+            f"no {whole.name}, nor its index, in {folder}, which has {first_of(there) or 'nothing'}. "
             "Only safetensors are read, in the layout of diffusers"
         )
     return [whole]
@@ -193,7 +193,7 @@ def check_keys(found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence
             if key in found and tuple(found[key]) != tuple(shape)
         ],
     }
-    lines = [f"  {len(keys)} {fault}: {_first(keys)}" for fault, keys in faults.items() if keys]
+    lines = [f"  {len(keys)} {fault}: {first_of(keys)}" for fault, keys in faults.items() if keys]
     if lines:
         raise CheckpointError("\n".join([f"{source} does not fit the model:", *lines]))
 
@@ -211,11 +211,6 @@ def check_stored(folder: Path, config: TransformerConfig) -> dict[str, Stored]:
     shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     check_keys({name: each.shape for name, each in stored.items()}, shapes, f"checkpoint {folder}")
     return stored
-
-
-def _first(names: Sequence[str]) -> str:
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
 
 
 def save_transformer(

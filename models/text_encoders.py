@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from media.naming import first_of
+
 CLIP_TOKENS = 77
 T5_TOKENS = 256
 
@@ -136,15 +138,11 @@ def _load(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} weights are missing: {_some(missing)}")
+        raise ValueError(f"{folder}: {len(missing)} weights are missing: {first_of(missing)}")
     mismatched = [f"{key} is {list(there)}, not {list(here)}" for key, there, here in report["mismatched_keys"]]
     if mismatched:
-        raise ValueError(f"{folder}: {len(mismatched)} weights do not fit config.json: {_some(sorted(mismatched))}")
+        raise ValueError(f"{folder}: {len(mismatched)} weights do not fit config.json: {first_of(sorted(mismatched))}")
     return model.eval().requires_grad_(False)
-
-
-def _some(names: list[str], shown: int = 5) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _check_files(folder: Path) -> None:

@@ -25,6 +25,7 @@ class MicroBatch:
     Attributes:
         samples: on the rank that brings the batch with the clips that are really in it, elsewhere as they were planned.
         bad: of each sample, the clips that were to be here and could not be read; on the rank that brings the batch.
+        cut: captions with tokens beyond T5's window, and beyond CLIP's; on the rank that brings the batch.
         latents, noise: [B, 16, T, h, w].
         sigma: noise levels [B].
         tokens: text tokens [B, S, width].
@@ -34,6 +35,7 @@ class MicroBatch:
 
     samples: Sequence[Sample]
     bad: Sequence[tuple[BadClip, ...]]
+    cut: tuple[int, int]
     latents: Tensor
     noise: Tensor
     sigma: Tensor
@@ -94,16 +96,18 @@ def assemble(
     """
     data = None
     bad: list[tuple[BadClip, ...]] = [() for _ in samples]
+    cut = 0, 0
     if encoded is not None:
         by_index = {each.index: each for each in encoded}
         own = [by_index[sample.index] for sample in samples]
         data = [_stacked([getattr(each, name) for each in own], parallel) for name in ("latents", "tokens", "pooled")]
         bad = [each.bad for each in own]
+        cut = sum(each.cut_t5 > 0 for each in own), sum(each.cut_clip > 0 for each in own)
         samples = [plan.replacement(s, len(b)) if b else s for s, b in zip(samples, bad, strict=True)]
     latents, tokens, pooled = parallel.share(data)
     sigmas, noises = zip(*(draws(sample, plan.job.recipe) for sample in samples), strict=True)
     noise = _stacked(noises, parallel).to(parallel.device, non_blocking=True)
-    return MicroBatch(samples, bad, latents, noise, torch.cat(sigmas), tokens, pooled, last)
+    return MicroBatch(samples, bad, cut, latents, noise, torch.cat(sigmas), tokens, pooled, last)
 
 
 def draws(sample: Sample, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ LocalPath = Annotated[str, AfterValidator(local_path)]
 class EncodeConfig(BaseModel):
     """Where clips become latents and text becomes embeddings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     servers: tuple[str, ...] = Field((), description="grpc://host:port of encode servers; none: in the trainer itself")
     token_file: LocalPath | None = Field(
@@ -50,7 +50,7 @@ class EncodeConfig(BaseModel):
 class RecordConfig(BaseModel):
     """What a run leaves, and how often."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     log_every: Positive = Field(10, description="Steps between two lines of metrics, the only waits for the device")
     save_every: Positive = Field(500, description="Steps between two checkpoints")
@@ -67,7 +67,7 @@ class RecordConfig(BaseModel):
 class TrainingRun(BaseModel):
     """All that ``python -m training.main RUN.json`` needs; ranks and their number come from the launcher."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recipe: Recipe
     manifests: tuple[str, ...]

@@ -70,6 +70,7 @@ def scan_or_fault(uri: str, root: str, config: ScanConfig) -> tuple[Row, bool]:
             source = tried_again(lambda: fetched(uri, scratch), config.waits_s())
         except Exception as problem:
             return _named(row | _error(f"cannot be read: {in_words(problem)}")), not passing(problem)
+        row["source_bytes"] = os.path.getsize(source.path)
         frames_uri = f"frames/{source.source_id}-{key_of(VERSION, config.decisive().model_dump())[:6]}"
         folder = storage.join(root, frames_uri)
         record_uri = storage.join(folder, "source.json")

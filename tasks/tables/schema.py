@@ -31,6 +31,7 @@ _MEANINGS: dict[str, tuple[pa.DataType, str]] = {
     "width": (pa.int32(), "width of the source as displayed, pixels"),
     "height": (pa.int32(), "height of the source as displayed, pixels"),
     "bit_rate": (pa.int64(), "bits per second of the source file; for an image its size in bits"),
+    "source_bytes": (pa.int64(), "size of the source file, bytes"),
     "frames_uri": (pa.string(), "the source's frame store, relative to the output folder"),
     "segments": (pa.list_(SEGMENT), "stretches of the source without a hole in time, each of one picture size"),
     "error": (pa.string(), "what went wrong, in words; null: nothing"),
@@ -54,7 +55,7 @@ _MEANINGS: dict[str, tuple[pa.DataType, str]] = {
 STEPS: dict[str, tuple[str, ...]] = {
     "scan": (
         *("source_uri", "source_id", "start_s", "end_s", "duration_s", "fps", "width", "height", "bit_rate"),
-        *("frames_uri", "segments", "error"),
+        *("source_bytes", "frames_uri", "segments", "error"),
     ),
     "embed": ("source_uri", "source_id", "embedding", "signature", "error"),
     "dedup sources": ("source_uri", "duplicate_of", "error", "rejected_by"),
@@ -71,7 +72,7 @@ STEPS: dict[str, tuple[str, ...]] = {
 # The wide table, in order; the columns of scores stand between.
 _BEFORE_SCORES = (
     *("source_uri", "source_id", "clip_id", "start_s", "end_s", "duration_s", "fps", "width", "height", "bit_rate"),
-    *("frames_uri", "error", "rejected_by", "duplicate_of", "crop_x", "crop_y", "crop_w", "crop_h"),
+    *("source_bytes", "frames_uri", "error", "rejected_by", "duplicate_of", "crop_x", "crop_y", "crop_w", "crop_h"),
 )
 _AFTER_SCORES = ("keep", "caption_short", "caption_detailed", "caption_model", "bucket_aspect", "bucket_duration_s")
 

@@ -26,6 +26,7 @@ CLIP: dict[str, Any] = {
     "width": 640,
     "height": 360,
     "bit_rate": 1_000_000,
+    "source_bytes": 625_000,
     "frames_uri": "frames/00aa",
     "error": None,
     "rejected_by": [],

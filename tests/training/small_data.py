@@ -99,6 +99,8 @@ def row(number: int, path: Path, size: tuple[int, int], aspect: str, seconds: in
         "caption_detailed": f"a square number {number} that moves",
         "bucket_aspect": aspect,
         "bucket_duration_s": seconds,
+        "source_id": "",
+        "source_bytes": 0,
     }
 
 

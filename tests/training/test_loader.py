@@ -8,7 +8,9 @@ from training.data.manifest import open_manifest
 from training.data.parts import parts
 from training.data.plan import BatchPlan, Job
 from training.distributed.layout import Layout
-from training.loader import draws
+from training.distributed.parallel import start
+from training.encode.encoder import Encoded
+from training.loader import assemble, draws
 
 RECIPE = small_recipe(frames=25, video_batch=16, image_batch=16, bucket_run=4)
 
@@ -61,3 +63,13 @@ def test_noise_is_of_the_latents_shape_and_the_shift_moves_the_levels(plan: Batc
     shifted, same = draws(sample, RECIPE.model_copy(update={"flow_shift": 3.0}))
     assert torch.equal(noise, same)
     assert shifted.item() == pytest.approx(3 * sigma.item() / (1 + 2 * sigma.item()), rel=1e-5)
+
+
+def test_captions_that_do_not_fit_the_text_encoders_are_counted(plan: BatchPlan) -> None:
+    part = parts(plan, 0, 0, 1, dict.fromkeys(range(1, 126), 4))[0]
+    cut = [(0, 0), (0, 12), (3, 182), (0, 1)]
+    encoded = [
+        Encoded(s.index, s.clip.clip_id, torch.zeros(16, *s.shape.latent), torch.zeros(3, 4), torch.zeros(2), *counts)
+        for s, counts in zip(part, cut, strict=True)
+    ]
+    assert assemble(part, encoded, plan, start(Layout(), "cpu"), last=True).cut == (1, 3)

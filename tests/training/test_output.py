@@ -20,6 +20,8 @@ from models.video_file import GenerationMetadata, read_generation_metadata, writ
 from tests.training.small_data import small_recipe, small_run, write_data
 from training.checkpoint.export import export_checkpoint
 from training.checkpoint.facts import read_facts, run_digest
+from training.checkpoint.files import Reader, read
+from training.checkpoint.names import step_folders
 from training.launch.local import write_run
 from training.launch.preflight import PreflightError, preflight
 from training.main import train_run
@@ -103,6 +105,50 @@ def test_result_record_and_samples_say_whose_they_are(done: TrainingRun) -> None
     record = json.loads((done.folder / "run.json").read_text())
     video = read_generation_metadata(str(done.folder / "samples" / f"step-{STEPS:08d}" / "00.mp4"))
     assert record["digest"] == video.config["run"] == run_digest(facts)
+
+
+@pytest.mark.effect("RecordConfig.save_every")
+@pytest.mark.effect("RecordConfig.keep_last")
+@pytest.mark.effect("RecordConfig.keep_best")
+def test_checkpoints_are_as_many_as_the_run_wants(data: str, tmp_path: Path) -> None:
+    def left(**record: Any) -> list[int]:
+        whole = RecordConfig(log_every=1, sample_steps=1, sample_count=1, **record)
+        run = short_run(data, tmp_path / "-".join(map(str, record.values())), record=whole)
+        train(run)
+        return sorted(step for step, _ in step_folders(run.folder / "checkpoints"))
+
+    assert left(save_every=1, keep_last=1, keep_best=0) == [4]
+    assert left(save_every=3, keep_last=4, keep_best=0) == [3, 4]
+    best = left(save_every=1, keep_last=2, keep_best=1)
+    assert len(best) == 3 and best[1:] == [3, 4]
+
+
+@pytest.mark.effect("TrainingRun.seed")
+def test_another_seed_draws_other_samples_and_weights(done: TrainingRun, data: str, tmp_path: Path) -> None:
+    run = short_run(data, tmp_path / "seed", seed=1)
+    train(run)
+    assert {row["seed"] for row in read_lineage(run.folder)}.isdisjoint(
+        row["seed"] for row in read_lineage(done.folder)
+    )
+    name = Path("checkpoint", "transformer", "diffusion_pytorch_model.safetensors")
+    ours, theirs = load_file(run.folder / name), load_file(done.folder / name)
+    assert not torch.allclose(ours["proj_out.weight"], theirs["proj_out.weight"], atol=1e-3)
+
+
+@pytest.mark.effect("Recipe.ema_decay")
+def test_the_result_is_the_average_over_as_many_steps_as_the_recipe_says(
+    done: TrainingRun, data: str, tmp_path: Path
+) -> None:
+    def distance(run: TrainingRun) -> float:
+        """Of the result from the weights of the last step."""
+        result = load_file(run.folder / "checkpoint" / "transformer" / "diffusion_pytorch_model.safetensors")
+        last = {"model": {name: torch.empty_like(tensor) for name, tensor in result.items()}}
+        read(last, Reader(run.folder / "checkpoints" / f"step-{STEPS:08d}"), None)
+        return max(float((tensor - last["model"][name]).abs().max()) for name, tensor in result.items())
+
+    last_only = short_run(data, tmp_path / "last", recipe=short_recipe(ema_decay=0.0))
+    train(last_only)
+    assert distance(last_only) == 0 < distance(done)
 
 
 def test_the_result_of_one_run_is_never_under_the_record_of_another(finished: TrainingRun) -> None:

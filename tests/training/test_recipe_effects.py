@@ -124,15 +124,12 @@ def plain(learned: Callable[..., tuple[Recipe, Path]]) -> torch.Tensor:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({name: value}, marks=pytest.mark.effect(f"Recipe.{name}"), id=name)
-        for name, value in {
-            "learning_rate": 2e-3,
-            "warmup_steps": 2,
-            "clip_norm": 1e-3,
-            "weight_decay": 0.5,
-            "betas": (0.5, 0.9),
-            "ema_decay": 0.5,
-        }.items()
+        pytest.param({"learning_rate": 2e-3}, marks=pytest.mark.effect("Recipe.learning_rate"), id="learning_rate"),
+        pytest.param({"warmup_steps": 2}, marks=pytest.mark.effect("Recipe.warmup_steps"), id="warmup_steps"),
+        pytest.param({"clip_norm": 1e-3}, marks=pytest.mark.effect("Recipe.clip_norm"), id="clip_norm"),
+        pytest.param({"weight_decay": 0.5}, marks=pytest.mark.effect("Recipe.weight_decay"), id="weight_decay"),
+        pytest.param({"betas": (0.5, 0.9)}, marks=pytest.mark.effect("Recipe.betas"), id="betas"),
+        pytest.param({"ema_decay": 0.5}, marks=pytest.mark.effect("Recipe.ema_decay"), id="ema_decay"),
     ],
 )
 def test_other_values_learn_other_weights(

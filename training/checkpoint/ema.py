@@ -18,7 +18,8 @@ class Ema:
     Attributes:
         state: parameter name -> its average, a DTensor where the parameter is one.
 
-    ValueError: of a decay that averages nothing, or of weights of half precision, which a step's share does not move.
+    ValueError: the decay is not from 0 to below 1; or weights are of half precision, which a step's share is too small
+    to move.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -25,7 +25,7 @@ from media.image import is_image, read_image
 from media.video import SAME_S, Shown, Video
 from training.data.buckets import Shape
 from training.data.manifest import Clip
-from training.data.sources import Source, SourceUnavailable, from_source
+from training.data.sources import Source, SourceUnavailable, check_curated, from_source
 
 __all__ = ["ClipError", "SourceUnavailable", "cover", "read_clip", "to_float"]
 
@@ -69,8 +69,9 @@ class Crop:
 def read_clip(clip: Clip, shape: Shape, fps: int) -> Tensor:
     """The clip's first frames, uint8 RGB [frames, height, width, 3], or an image's one.
 
-    ClipError: the row is impossible, the source is missing or cannot be decoded, has frames of another size than the
-    manifest says, shows none at the clip's start, breaks off inside the clip, or ends before the clip does.
+    ClipError: the row is impossible, the source is missing, is not the one that was curated or cannot be decoded, has
+    frames of another size than the manifest says, shows none at the clip's start, breaks off inside the clip, or ends
+    before the clip does.
     SourceUnavailable: storage failed, and kept failing for about a minute; the clip may be good.
     """
     try:
@@ -113,6 +114,7 @@ def _check_row(clip: Clip, shape: Shape, fps: int) -> None:
 
 def _pictures(source: Source, clip: Clip, shape: Shape, fps: int) -> list[Image]:
     """The clip's pictures as they are trained on, as many as the source has of ``shape.frames``."""
+    check_curated(source, clip.source_id, clip.source_bytes)
     file = cast(IO[bytes], source)
     still = is_image(file.read(HEAD))
     file.seek(0)

@@ -151,7 +151,9 @@ def _batches(uri: str) -> Iterator[pa.RecordBatch]:
         with fsspec.open(uri, "rb") as file:
             parquet = pq.ParquetFile(file)
             check_columns(uri, parquet.schema_arrow)
-            for read in parquet.iter_batches(ROWS_AT_ONCE, columns=SCHEMA.names):
+            for read in parquet.iter_batches(
+                ROWS_AT_ONCE, columns=[n for n in SCHEMA.names if n in parquet.schema_arrow.names]
+            ):
                 if read.num_rows:
                     batch = as_clips(uri, read)
                     check_rows(uri, batch, first)

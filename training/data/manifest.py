@@ -28,7 +28,7 @@ __all__ = ["SCHEMA", "Clip", "Manifest", "ManifestError", "Rows", "open_manifest
 
 Rows = NDArray[np.int64]
 
-FORMAT = 2  # of the copy; one that an earlier version of this program left is not read
+FORMAT = 3  # of the copy; one that an earlier version of this program left is not read
 LOOKED_AT = 256  # rows for each caption that is asked for
 
 

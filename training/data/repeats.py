@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from training.data.columns import Hashes, row_hashes
-from training.data.schema import SCHEMA, ManifestError
+from training.data.schema import SCHEMA, UNSAID, ManifestError
 
-COMPARED = [name for name in SCHEMA.names if name != "source_uri"]
+COMPARED = [name for name in SCHEMA.names if name != "source_uri" and name not in UNSAID]  # clip_id says what these say
 
 
 @dataclass

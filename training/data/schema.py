@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from media.naming import first_of
 from training.data.buckets import ASPECTS, Bucket
-
-NAMED_IN_ERRORS = 3
 
 
 class ManifestError(ValueError):
@@ -22,7 +21,8 @@ class Clip:
     """A row of the manifest; times in seconds, the crop in pixels of the source as displayed.
 
     ``clip_id`` is curation's hash of the source's content, start and end. It says nothing of the crop or the words:
-    manifests that disagree about those are refused (``training/data/repeats.py``).
+    manifests that disagree about those are refused (``training/data/repeats.py``). ``source_id`` and ``source_bytes``
+    are hash and size of the file that was curated; empty and 0 where a manifest does not say.
     """
 
     clip_id: str
@@ -39,6 +39,8 @@ class Clip:
     caption_detailed: str
     bucket_aspect: str
     bucket_duration_s: int
+    source_id: str = ""
+    source_bytes: int = 0
 
     @property
     def bucket(self) -> Bucket:
@@ -46,12 +48,17 @@ class Clip:
 
 
 _KINDS = {str: pa.string(), float: pa.float64(), int: pa.int32()}
-SCHEMA = pa.schema([pa.field(field.name, _KINDS[field.type], nullable=False) for field in fields(Clip)])  # type: ignore[index]
+_LARGE = {"source_bytes": pa.int64()}
+UNSAID: dict[str, str | int] = {"source_id": "", "source_bytes": 0}  # values of columns that a manifest may lack
+SCHEMA = pa.schema(
+    pa.field(field.name, _LARGE.get(field.name, _KINDS[field.type]), nullable=field.name in UNSAID)  # type: ignore[index]
+    for field in fields(Clip)
+)
 
 
 def check_columns(uri: str, found: pa.Schema) -> None:
     """ManifestError unless a file has all columns that training reads."""
-    missing = [name for name in SCHEMA.names if name not in found.names]
+    missing = [name for name in SCHEMA.names if name not in found.names and name not in UNSAID]
     if missing:
         raise ManifestError(
             f"{uri} is no manifest: it lacks the columns {first_of(missing)}; "
@@ -61,7 +68,13 @@ def check_columns(uri: str, found: pa.Schema) -> None:
 
 def as_clips(uri: str, batch: pa.RecordBatch) -> pa.RecordBatch:
     """The columns of ``SCHEMA`` in its types. ManifestError: values are missing, or of a type that does not fit."""
-    table = pa.Table.from_batches([batch]).select(SCHEMA.names)
+    table = pa.Table.from_batches([batch])
+    for name, value in UNSAID.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.repeat(value, len(table)))
+        elif table[name].null_count:
+            table = table.set_column(table.column_names.index(name), name, table[name].fill_null(value))
+    table = table.select(SCHEMA.names)
     nulls = [name for name in SCHEMA.names if table[name].null_count]
     if nulls:
         raise ManifestError(f"{uri} has rows without {first_of(nulls)}")
@@ -112,9 +125,3 @@ def _faults(batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     yield "it is from {start_s} to {end_s} s, which are no times", ~(np.isfinite(start) & np.isfinite(end))
     yield "its bucket of {bucket_duration_s} s is none", seconds < 0
     yield "it ends at {end_s} s, and starts at {start_s} s", (seconds > 0) & (end <= start)
-
-
-def first_of(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - NAMED_IN_ERRORS
-    return ", ".join(names[:NAMED_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")

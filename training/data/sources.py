@@ -6,6 +6,7 @@ what would fail again is the file's own: it is not there, or it holds something 
 """
 
 import errno
+import hashlib
 import logging
 import os
 import random
@@ -18,6 +19,7 @@ from typing import IO, Any, TypeVar
 from media.paths import UnusablePath, fs_of, is_local, path_of_uri
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # before each further try, about a minute in all
+HASHED_BYTES = 4 << 20  # a file up to this size is hashed whole: a few milliseconds beside what decoding takes
 SPREAD = 0.25  # of a wait: ranks that failed together do not come back together
 
 _log = logging.getLogger(__name__)
@@ -90,6 +92,26 @@ class Source(RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+def check_curated(source: Source, source_id: str, source_bytes: int) -> None:
+    """ValueError: the file is not the one that was curated, so that nobody knows what its seconds show.
+
+    Compared are its size and, of a file of up to HASHED_BYTES, its content. A larger one of the same size passes.
+
+    Args:
+        source: is left at its beginning.
+        source_id: beginning of the BLAKE2b of its bytes, hexadecimal; empty where it is not known.
+        source_bytes: its size; 0 where it is not known.
+    """
+    changed = "it is not the file that was curated, which was replaced or written again"
+    if source_bytes and source.size != source_bytes:
+        raise ValueError(f"{changed}: it has {source.size} bytes, and had {source_bytes}")
+    source.seek(0)
+    if source_id and source.size <= HASHED_BYTES:
+        if not hashlib.blake2b(source.read()).hexdigest().startswith(source_id):
+            raise ValueError(f"{changed}: its content has another hash than source_id {source_id}")
+        source.seek(0)
 
 
 def from_source(uri: str, read: Callable[[Source], R]) -> R:

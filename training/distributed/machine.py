@@ -14,7 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 class MachineConfig(BaseModel):
     """What the machine decides. None of it changes what is learned, beyond the order of sums."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     device: Device = Field("cpu", description="Of every rank; chooses gloo, nccl or hccl too")
     shard: Positive = Field(1, description="Ranks that hold one copy of model and optimiser together (FSDP)")

@@ -66,6 +66,7 @@ class Metrics:
         self._values = torch.zeros(slots, dtype=torch.float64)
         self._loss = torch.zeros((), device=device)
         self._norm = torch.zeros((), device=device)
+        self._cut_t5 = self._cut_clip = 0
         self._steps = self._samples = self._bad_clips = self._tokens = self._flops = 0
         self._waited_before = self._waited
         self._apart = 0.0
@@ -104,6 +105,11 @@ class Metrics:
         """Add clips that could not be read, on the rank that brings the batch."""
         self._bad_clips += clips
 
+    def add_cut(self, t5: int, clip: int) -> None:
+        """Add captions with tokens beyond T5's window, and beyond CLIP's, on the rank that brings the batch."""
+        self._cut_t5 += t5
+        self._cut_clip += clip
+
     def end_step(self, step: int, loss: Tensor, norm: Tensor, waited_s: float) -> None:
         """Add a step.
 
@@ -132,13 +138,14 @@ class Metrics:
         self.check()
         waited_s = self._waited - self._waited_before
         count = torch.tensor(
-            [self._samples, self._bad_clips, self._tokens, self._flops / TERA, waited_s], dtype=torch.float64
+            [self._samples, self._bad_clips, self._cut_t5, self._cut_clip, self._tokens, self._flops / TERA, waited_s],
+            dtype=torch.float64,
         )
         device = self._parallel.device
         sums = torch.cat([self._errors, self._loss[None], self._values.float().to(device), count.float().to(device)])
         sums = self._parallel.total(sums).cpu().double()  # not every device has float64
         slots, layout = len(self._names), self._parallel.layout
-        errors, loss, counted, (samples, bad, tokens, tera, waited) = sums.split([slots, 1, slots, 5])
+        errors, loss, counted, (samples, bad, t5, clip, tokens, tera, waited) = sums.split([slots, 1, slots, 7])
         seconds = time.perf_counter() - self._began - self._apart
         means = {name: float(e / v) for name, e, v in zip(self._names, errors, counted, strict=True) if v}
         bands = set(self._names[:BANDS])
@@ -153,6 +160,8 @@ class Metrics:
             "learning_rate": learning_rate,
             "samples": round(samples.item()),
             "bad_clips": round(bad.item()),
+            "captions_cut_t5": round(t5.item()),
+            "captions_cut_clip": round(clip.item()),
             "tokens_per_s": tokens.item() / seconds,
             "mfu": tera.item() / seconds / layout.world / self._peak if self._peak else None,
             "data_wait": waited.item() / layout.data_ranks / seconds,  # only ranks that lead their group wait

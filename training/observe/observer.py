@@ -44,6 +44,7 @@ class Observer:
     def micro_batch(self, step: int, batch: MicroBatch, errors: Tensor) -> None:
         """Note what was trained on. ``errors`` are float32 [B], as ``Metrics.add`` takes them."""
         self._metrics.add(batch.buckets, batch.shape, batch.sigma, batch.tokens.shape[1], errors)
+        self._metrics.add_cut(*batch.cut)
         self._lineage.add(step, batch.samples, batch.sigma, batch.bad)
         for sample, bad in zip(batch.samples, batch.bad, strict=True):
             self._bad_clips.add(step, sample, bad)

@@ -1,7 +1,7 @@
 """Sample videos of a run: the averaged weights asked for a few prompts, always from the same noise.
 
 Every rank samples: the ranks together hold the model, so all make as many passes. Their prompts differ, and the first
-ranks write what they made.
+ranks write what they made. A rank makes its video whole: prompts are spread over ranks, tokens are not.
 """
 
 from collections.abc import Mapping, Sequence

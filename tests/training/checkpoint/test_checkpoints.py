@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from media.lock import InUse
 from models.checkpoint import CheckpointError, load_transformer
 from models.recompute import Recompute
 from models.transformer import ContentVTransformer
@@ -40,6 +41,7 @@ from training.checkpoint.facts import read_facts, write_facts
 from training.checkpoint.save_plan import SavePlan
 from training.distributed.layout import Layout
 from training.distributed.parallel import Parallel, parallelize
+from training.output import output_held
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -118,7 +120,7 @@ def before_ranks(folder: Path) -> None:
 
 
 def in_rank(parallels: Mapping[str, Parallel], folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"process": os.getpid()}
     stored = torch.load(folder / "one.pt", weights_only=True)
     both = parallels["sp2 hsdp"]
     state = blank_state(both)
@@ -161,6 +163,11 @@ def in_rank(parallels: Mapping[str, Parallel], folder: Path) -> dict[str, Any]:
     checkpoints.finish()
     found["with space again"] = str(checkpoints.last())
 
+    with output_held(folder / "held", hsdp):
+        found["a second run"] = refused_output(folder / "held", hsdp)
+    with output_held(folder / "held", hsdp) as hold:
+        hold.check()
+
     export(state.model, state.ema, folder / "export", folder / "source", hsdp, FACTS | MORE)
     found["ema"] = whole(state.ema.state)
     found["export again"] = refused_export(state, folder, hsdp)
@@ -181,6 +188,14 @@ def noted_objects() -> list[str]:
     for name in ("gather_object", "scatter_object_list", "broadcast_object_list", "all_gather_object"):
         setattr(dist, name, noted(name, getattr(dist, name)))
     return sent
+
+
+def refused_output(output: Path, parallel: Parallel) -> str:
+    try:
+        with output_held(output, parallel):
+            return ""
+    except InUse as error:
+        return str(error)
 
 
 def refused_export(state: State, folder: Path, parallel: Parallel) -> str:
@@ -284,6 +299,10 @@ def test_one_rank_with_a_full_disk_fails_the_checkpoint_on_all(ranks, folder: Pa
 
 def test_ranks_exchange_no_pickles_while_they_save_and_load(ranks) -> None:
     assert [found["exchanged"] for found in ranks] == [[]] * 4
+
+
+def test_all_ranks_of_a_second_run_in_one_output_are_refused(ranks) -> None:
+    assert all(f"held' is in use: process {ranks[0]['process']} on " in found["a second run"] for found in ranks)
 
 
 def test_no_rank_goes_on_from_a_failed_save_before_its_folder_is_gone(ranks) -> None:

@@ -319,3 +319,18 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
         open_manifest([str(tmp_path / "none")])
     with pytest.raises(ManifestError, match="holds no Parquet file"):
         open_manifest([str(tmp_path)])
+
+
+def test_a_manifest_need_not_say_which_file_was_curated(tmp_path: Path) -> None:
+    """An older one does not, and one of several inputs may have rows that do not."""
+    rows = [row(n, tmp_path / "a.mp4", (48, 80), "16x9", 1, 1.0) for n in range(2)]
+    told = rows[0] | {"source_id": "00aa", "source_bytes": 5 * 10**9}
+    untold = {name: value for name, value in rows[1].items() if name not in ("source_id", "source_bytes")}
+    table = pa.Table.from_pylist([told, untold], schema=SCHEMA)
+    for name, written in (("both", table), ("older", table.drop_columns(["source_id", "source_bytes"]))):
+        (tmp_path / name).mkdir()
+        pq.write_table(written, tmp_path / name / "a.parquet")
+    both, older = (open_manifest([str(tmp_path / name)], tmp_path / "cache") for name in ("both", "older"))
+    assert (both.clip(0).source_id, both.clip(0).source_bytes) == ("00aa", 5 * 10**9)
+    assert (both.clip(1).source_id, both.clip(1).source_bytes) == ("", 0)
+    assert older.clip(0) == Clip(**{**told, "source_id": "", "source_bytes": 0})

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from fsspec.spec import AbstractFileSystem
+from PIL import Image
 
+from tasks.curation.fetch import fetched
 from tests.training.data.test_clips import clip, counting
 from training.data import sources
 from training.data.buckets import Shape
@@ -36,7 +38,7 @@ class Shelf(AbstractFileSystem):
     failing: ClassVar[dict[int, Exception]] = {}
     opening: ClassVar[list[Exception]] = []
     cut: int | None = None
-    reads = opened = 0
+    reads = opened = largest = 0
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         type(self).opened += 1
@@ -52,7 +54,9 @@ class _File(io.FileIO):
             raise Shelf.failing[Shelf.reads]
         if Shelf.cut is not None:
             size = max(0, min(self.seek(0, 1) + (size or 0), Shelf.cut) - self.seek(0, 1))
-        return super().read(size)
+        data = super().read(size)
+        Shelf.largest = max(Shelf.largest, len(data))
+        return data
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +64,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long was waited, instead of waiting."""
     fsspec.register_implementation("shelf", Shelf, clobber=True)
     Shelf.failing, Shelf.opening, Shelf.cut, Shelf.reads, Shelf.opened = {}, [], None, 0, 0
+    Shelf.largest = 0
     waited: list[float] = []
     monkeypatch.setattr(sources.time, "sleep", waited.append)
     return waited
@@ -137,6 +142,41 @@ def test_what_would_fail_again_is_the_clips_own_fault_at_once(tmp_path: Path, wa
     with pytest.raises(ClipError, match=r"cannot be read: .*noise\.mp4.* no package|cannot be read: .*is known for"):
         read_clip(clip(tmp_path, source_uri="nowhere://bucket/noise.mp4"), SHAPE, 24)
     assert not waits
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+def test_a_source_that_was_replaced_is_refused(tmp_path: Path, name: str) -> None:
+    """By its size at any size, by its content where it is small; as curation names it."""
+    path, frames = tmp_path / name, 9 if name == "a.mp4" else 1
+
+    def write(level: int) -> None:
+        if frames == 1:
+            Image.fromarray(np.full((48, 80, 3), level, np.uint8)).save(path, compress_level=0)
+        else:
+            counting(path, 24, 24)
+            path.write_bytes(path.read_bytes() + b"\0\0\0\x0cfree" + level.to_bytes(4, "big"))
+
+    write(100)
+    known = replace(clip(path), source_id=fetched(str(path), str(tmp_path)).source_id)
+    known = replace(known, source_bytes=path.stat().st_size)
+    shape = Shape(frames, 48, 80)
+    right = read_clip(known, shape, 24)
+    write(101)
+    assert path.stat().st_size == known.source_bytes
+    with pytest.raises(ClipError, match=r"it is not the file that was curated.*: its content has another hash"):
+        read_clip(known, shape, 24)
+    assert read_clip(replace(known, source_id=""), shape, 24).shape == right.shape
+    path.write_bytes(path.read_bytes() + bytes(8))
+    with pytest.raises(ClipError, match=rf"it has {known.source_bytes + 8} bytes, and had {known.source_bytes}"):
+        read_clip(replace(known, source_id=""), shape, 24)
+
+
+def test_a_large_source_is_known_by_its_size_and_is_not_read_whole(tmp_path: Path) -> None:
+    path = noise(tmp_path / "a.ts")
+    path.write_bytes(path.read_bytes() + bytes(sources.HASHED_BYTES))
+    one = replace(on_shelf(path), source_id="not this hash", source_bytes=path.stat().st_size, start_s=1.4, end_s=1.8)
+    assert len(read_clip(one, SHAPE, 24)) == 9
+    assert 0 < Shelf.largest < 1 << 20
 
 
 def test_a_draw_of_the_waits_is_none_of_trainings(tmp_path: Path) -> None:

@@ -136,3 +136,12 @@ def test_a_node_without_devices_plans_for_those_of_the_cluster(data: str, tmp_pa
     assert "on devices of 8 GB" in plan and "recompute full every 2 blocks" in plan
     with pytest.raises(PreflightError, match=r"no npu .* say how much .* machine\.memory_gb"):
         preflight(small_run(data, tmp_path / "out", machine=machine.model_copy(update={"memory_gb": None})), 2)
+
+
+@pytest.mark.effect("TrainingRun.manifests")
+def test_a_run_trains_on_the_clips_of_its_manifests(data: str, tmp_path: Path) -> None:
+    shutil.copytree(Path(data) / "aspect=9x16", tmp_path / "tall" / "aspect=9x16")
+    recipe = small_recipe(phases=[{"data": "videos", "steps": 6}])
+    plans = [preflight(small_run(each, tmp_path / "out", recipe=recipe), 1) for each in (data, str(tmp_path / "tall"))]
+    assert ["16x9 1 s" in plan for plan in plans] == [True, False]
+    assert all("9x16 1 s" in plan for plan in plans)

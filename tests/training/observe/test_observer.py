@@ -56,6 +56,22 @@ def test_each_thing_is_left_when_it_is_due(tmp_path: Path) -> None:
     assert watched.saved == [(6, pytest.approx(2.5)), (9, pytest.approx(7.0))]  # the mean loss since the last
 
 
+@pytest.mark.effect("RecordConfig.log_every")
+@pytest.mark.effect("RecordConfig.sample_every")
+def test_how_often_is_as_the_config_says(tmp_path: Path) -> None:
+    def left(**record: int) -> tuple[list[int], list[int]]:
+        folder = tmp_path / "-".join(f"{name}-{every}" for name, every in record.items())
+        folder.mkdir()
+        watched = Watched(folder, **{"save_every": 50} | record)
+        watched.train(6)
+        return watched.lines(), watched.sampled
+
+    assert left(log_every=2) == ([2, 4, 6], [])
+    assert left(log_every=3, sample_every=0) == ([3, 6], [])
+    assert left(sample_every=2) == ([6], [2, 4, 6])
+    assert left(sample_every=4, log_every=1) == ([1, 2, 3, 4, 5, 6], [4])
+
+
 @pytest.mark.parametrize("due", [{"save_every": 1}, {"sample_every": 1, "save_every": 50, "log_every": 50}])
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
 def test_of_weights_that_are_no_numbers_nothing_is_left(tmp_path: Path, due: dict[str, int], norm: float) -> None:
@@ -71,3 +87,12 @@ def test_the_time_of_a_checkpoint_is_no_steps_time(tmp_path: Path) -> None:
     watched.train(2)
     second = read_metrics(tmp_path / "metrics.jsonl")[1]
     assert second["step_s"] < 1.0
+
+
+def test_a_line_says_how_many_captions_were_cut_since_the_last(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, log_every=1)
+    watched.metrics.add_cut(1, 3)
+    watched.metrics.add_cut(0, 2)
+    watched.train(2)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["captions_cut_t5"], line["captions_cut_clip"]) for line in lines] == [(1, 5), (0, 0)]
