@@ -11,6 +11,7 @@ picture itself says so: the background's motion fails to predict the second fram
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,11 +22,12 @@ from tasks.curation.background import NOISE_MIN, Homography, Matches, background
 from tasks.tables.clip import Clip
 from tasks.tables.frame_store import FramePair
 from tasks.tables.picture import Image, at_side
-from tasks.tables.score import Column, Score, Threshold, plain
+from tasks.tables.score import Column, Score, Scorer, Threshold, plain
 from tasks.tables.step import Row, StepConfig
 
 Array = NDArray[np.float32]
 
+GMFLOW = "gmflow"  # as the registry of weights calls it
 FLOW_SIDE = 48  # pixels, least side of a picture that flow is computed in: below 32 OpenCV gives NaN, or crashes
 SMOOTHING = 0.9  # pixels, standard deviation
 STRIDE = 3  # every third pixel, each way, is judged
@@ -37,6 +39,9 @@ NEGLIGIBLE = 0.08  # of the background's speed: a foreground below is an error o
 
 
 class MotionConfig(StepConfig):
+    scorer: Literal["lite", "gmflow"] = Field(
+        "lite", description="Whose optical flow: lite: DIS, no weights; gmflow: GMFlow, at one scale"
+    )
     pairs_max: int = Field(8, ge=1, description="Frame pairs measured per clip, evenly spread")
     working_side: int = Field(384, ge=64, description="Longest side at which flow is computed, pixels")
 
@@ -90,13 +95,17 @@ class Flow:
     noise: float
 
 
-def flow_of(pair: FramePair, config: MotionConfig) -> Flow:
-    """Dense flow between the frames of a pair, and the matches among it that can be relied on."""
+def flow_of(pair: FramePair, config: MotionConfig, dense: Array | None = None) -> Flow:
+    """Dense flow between the frames of a pair, and the matches among it that can be relied on.
+
+    ``dense`` [h, w, 2] is the flow between the working pictures, where another network than DIS has found it.
+    """
     first, second = (working_picture(image, config.working_side) for image in (pair.first, pair.second))
     # What interpolation does to noise and to the finest detail differs with the fraction of a pixel: smooth that first.
     smooth, target = (smoothed(picture) for picture in (first, second))
     sampled = (slice(STRIDE // 2, None, STRIDE),) * 2
-    flow, values = dense_flow(first, second)[sampled], smooth[sampled]
+    dense = dense_flow(first, second) if dense is None else dense
+    flow, values = dense[sampled], smooth[sampled]
     h, w = first.shape
     grid = np.stack(np.meshgrid(*(np.arange(STRIDE // 2, n, STRIDE, dtype=np.float32) for n in (w, h))), -1)
 
@@ -134,10 +143,14 @@ def speeds_against(flow: Flow, transform: Homography) -> tuple[float, float]:
 def clip_speeds(pairs: Sequence[FramePair], config: MotionConfig = MotionConfig()) -> tuple[float, float]:
     """Speeds of background and foreground over a clip, frame diagonals per second: means over its pairs, of five or
     more without the extremes."""
-    flows = [flow_of(pair, config) for pair in pairs]
+    return speeds_of([flow_of(pair, config) for pair in pairs], [pair.gap_s for pair in pairs])
+
+
+def speeds_of(flows: Sequence[Flow], gaps_s: Sequence[float]) -> tuple[float, float]:
+    """``clip_speeds`` of the flows of its pairs, and the seconds between the frames of each."""
     transforms = backgrounds([flow.matches for flow in flows])
     speeds = np.array([speeds_against(flow, transform) for flow, transform in zip(flows, transforms, strict=True)])
-    speeds = np.sort(speeds / np.array([[pair.gap_s] for pair in pairs]), axis=0)
+    speeds = np.sort(speeds / np.array(gaps_s)[:, None], axis=0)
     background, foreground = (speeds[1:-1] if len(speeds) >= 5 else speeds).mean(0).tolist()
     foreground *= float(np.clip(foreground / max(NEGLIGIBLE * background, 1e-9) - 1, 0, 1))
     return background, foreground
@@ -145,10 +158,22 @@ def clip_speeds(pairs: Sequence[FramePair], config: MotionConfig = MotionConfig(
 
 def score(clip: Clip, config: MotionConfig) -> Row:
     pairs = clip.pairs(config.pairs_max)
-    if not pairs:
+    return row_of(clip_speeds(pairs, config) if pairs else None)
+
+
+def row_of(speeds: tuple[float, float] | None) -> Row:
+    """The row of a clip with these speeds of background and foreground; null where it has no pairs."""
+    if speeds is None:
         return {"motion_bg": None, "motion_fg": None, "motion": None}
-    background, foreground = clip_speeds(pairs, config)
+    background, foreground = speeds
     return {"motion_bg": background, "motion_fg": foreground, "motion": (background + foreground) / 2}
+
+
+def gmflow_scorer(config: MotionConfig) -> Scorer:
+    """The scorer of the report's network."""
+    from tasks.curation.motion_gmflow import MotionScorer  # torch takes seconds, and lite never needs it
+
+    return MotionScorer(config)
 
 
 MOTION = Score(
@@ -177,6 +202,7 @@ MOTION = Score(
             words="The picture moves too fast to be seen.",
         ),
     ),
-    scorers={"lite": plain(score)},
+    scorers={"lite": plain(score), "gmflow": gmflow_scorer},
+    checkpoints={"gmflow": (GMFLOW,)},
     version=3,
 )

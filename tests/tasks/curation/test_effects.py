@@ -44,10 +44,8 @@ SHOWN: dict[str, tuple[str, str]] = {
         for name in DedupSourcesConfig.model_fields
     },
     **{f"blur.{name}": (HERE, "test_a_setting_of_blur_is_in_the_score") for name in blur.BlurConfig.model_fields},
-    **{
-        f"motion.{name}": (HERE, "test_a_setting_of_motion_is_in_the_score")
-        for name in motion.MotionConfig.model_fields
-    },
+    **{f"motion.{name}": (HERE, "test_a_setting_of_motion_is_in_the_score") for name in ("pairs_max", "working_side")},
+    "motion.scorer": (HERE, "test_a_scorer_of_another_name_is_refused"),
     "aesthetics.key_frames": (HERE, "test_key_frames_are_those_that_are_scored"),
     "dedup_clips.max_difference": (HERE, "test_clips_that_differ_by_less_than_is_allowed_are_copies"),
     "aesthetics.scorer": (HERE, "test_a_scorer_of_another_name_is_refused"),
@@ -192,7 +190,7 @@ def test_a_setting_of_motion_is_in_the_score(name: str, value: int, least: float
     picture = photograph()
     moved = np.ascontiguousarray(np.roll(picture, 6, axis=1))
     pairs = [moved, moved, picture, moved]  # the pair in the middle stands still
-    assert set(motion.MotionConfig.model_fields) == {"pairs_max", "working_side"}
+    assert set(motion.MotionConfig.model_fields) == {"scorer", "pairs_max", "working_side"}
     assert differs(motion.score, motion.MotionConfig, name, value, seen([picture] * 4, pairs), "motion") > least
 
 
@@ -207,3 +205,5 @@ def test_a_scorer_of_another_name_is_refused() -> None:
         aesthetics.AestheticsConfig.model_validate({"scorer": "none"})
     allowed = get_args(aesthetics.AestheticsConfig.model_fields["scorer"].annotation)
     assert set(allowed) == set(aesthetics.AESTHETICS.scorers)
+    allowed = get_args(motion.MotionConfig.model_fields["scorer"].annotation)
+    assert set(allowed) == set(motion.MOTION.scorers)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from models.scoring.weights import CHECKPOINTS
 from tasks.curation import blur, motion
 from tasks.curation import caption as caption_module
 from tasks.curation.buckets import buckets
@@ -49,7 +50,7 @@ DECIDES = {
 }
 # What decides whether a source can be decoded on this machine, and nothing about what it then shows.
 LIMITS_OF_DECODING = ("scan.decode_max_s", "scan.decode_max_s_per_gb", "scan.memory_max_gib", "scan.retry_wait_s")
-ONE_CHOICE = ("aesthetics.scorer",)
+OTHER_SCORERS = {"aesthetics.scorer": "clip", "motion.scorer": "gmflow"}
 
 
 def leaves(config: BaseModel, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -69,7 +70,9 @@ def changed(path: str) -> CurationConfig:
     """The default config with another value, which is allowed there, of one setting."""
     value = SETTINGS[path]
     candidates: list[Any] = [{"filter": DARK, "low": 1.0}], not value
-    if value is None:
+    if path in OTHER_SCORERS:
+        candidates = [OTHER_SCORERS[path]]
+    elif value is None:
         candidates = [100]
     elif isinstance(value, int | float) and not isinstance(value, bool):
         candidates = [type(value)(value * 0.9), value + 1, value - 1]
@@ -115,8 +118,18 @@ def test_every_group_of_settings_is_known_here() -> None:
     assert set(CurationConfig.model_fields) == set(DECIDES)
 
 
-@pytest.mark.parametrize("path", sorted(set(SETTINGS) - set(ONE_CHOICE)))
-def test_a_changed_setting_renames_what_it_decides_and_no_other_result(results, path: str) -> None:
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in the places of the networks' weights: names of results need their hashes alone."""
+    for name in ("gmflow", "clip", "aesthetic"):
+        for file in CHECKPOINTS[name].files:
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / file).write_text(name)
+    monkeypatch.setenv("CONTENTV_WEIGHTS", str(tmp_path))
+
+
+@pytest.mark.parametrize("path", sorted(SETTINGS))
+def test_a_changed_setting_renames_what_it_decides_and_no_other_result(results, weights, path: str) -> None:
     before, after = results(CurationConfig()), results(changed(path))
     renamed = {step for step in before if before[step] != after[step]}
     assert renamed == (set() if path in LIMITS_OF_DECODING else DECIDES[path.split(".")[0]])
