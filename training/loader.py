@@ -45,7 +45,7 @@ class MicroBatch:
 
     @property
     def buckets(self) -> list[Bucket]:
-        """Of each sample its own: two buckets may have one shape."""
+        """The bucket of each sample: two buckets may have one shape."""
         return [sample.bucket for sample in self.samples]
 
     @property
