@@ -30,7 +30,7 @@ from models.text_to_video import TextToVideo
 from models.transformer import patchify
 from training.data.buckets import shape_of
 from training.data.manifest import open_manifest
-from training.data.plan import Sample
+from training.data.plan import BatchPlan, Job, Sample
 from training.data.selection import select
 from training.distributed.layout import Layout
 from training.distributed.machine import MachineConfig
@@ -76,7 +76,8 @@ def data(manifest_uri: str, recipe: Recipe) -> tuple[Tensor, list[str]]:
     bucket = sampled_bucket(rows, recipe)
     encoder, shape = load_encoder(None, recipe), shape_of(bucket, recipe)
     samples = [Sample(0, manifest.clip(row), bucket, shape, "", 0, row) for row in rows[bucket].tolist()]
-    encoded = [encoder.encode(sample).latents for sample in samples]
+    plan = BatchPlan(manifest, Job(recipe=recipe, seed=SEED, manifest=manifest.fingerprint))
+    encoded = [encoder.encode(encoder.read(sample, plan)).latents for sample in samples]
     return torch.stack(encoded), [getattr(sample.clip, recipe.caption) for sample in samples]
 
 
