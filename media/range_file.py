@@ -7,18 +7,19 @@ and wrong for one of which a few pieces are wanted.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import SEEK_CUR, SEEK_END, SEEK_SET, RawIOBase
+from io import SEEK_CUR, SEEK_END, SEEK_SET
 from threading import Lock
-from typing import IO, Any
+from typing import IO
 
 from fsspec.implementations.local import LocalFileSystem
 
 from media.paths import fs_of
+from media.read_only import ReadOnlyFile
 
 Fetch = Callable[[int, int], bytes]
 
 
-class RangeFile(RawIOBase):
+class RangeFile(ReadOnlyFile):
     """A binary file to read from, on top of ``fetch(start, end)``, which returns the bytes ``start <= i < end``.
 
     ``fetch`` must be safe to call from several threads. The position is the only state: give each thread a ``view``.
@@ -67,26 +68,12 @@ class RangeFile(RawIOBase):
         self._position += count
         return data
 
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
         self._position = offset + {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: self._size}[whence]
         return self._position
 
     def tell(self) -> int:
         return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
 
 @contextmanager

@@ -13,10 +13,11 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import SEEK_CUR, SEEK_END, SEEK_SET, RawIOBase
-from typing import IO, Any, TypeVar
+from io import SEEK_CUR, SEEK_END, SEEK_SET
+from typing import IO, TypeVar
 
 from media.paths import UnusablePath, fs_of, is_local, path_of_uri
+from media.read_only import ReadOnlyFile
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # before each further try, about a minute in all
 HASHED_BYTES = 4 << 20  # a file up to this size is hashed whole: a few milliseconds beside what decoding takes
@@ -36,7 +37,7 @@ class StorageFault(Exception):
     """Storage failed; its ``__cause__`` says of what."""
 
 
-class Source(RawIOBase):
+class Source(ReadOnlyFile):
     """An open file to read from. It remembers when storage failed, and takes a transfer that ends early for that.
 
     Attributes:
@@ -69,14 +70,6 @@ class Source(RawIOBase):
             raise
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def readall(self) -> bytes:
-        return self.read()
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
         """OSError with EINVAL where the place is before the beginning, as a file's, whatever the store says."""
         place = offset + {SEEK_SET: 0, SEEK_CUR: self.tell(), SEEK_END: self.size}[whence]
@@ -86,12 +79,6 @@ class Source(RawIOBase):
 
     def tell(self) -> int:
         return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
 
 def check_curated(source: Source, source_id: str, source_bytes: int) -> None:
