@@ -122,7 +122,7 @@ def small_data(folder: Path, clips: int = 6, seconds: int = 2) -> str:
 
 
 def small_recipe(steps: int, batch: int, frames: int = 9, side: int = 64) -> Recipe:
-    """Of the lite codec and text, for ``small_data``."""
+    """A recipe with the lite codec and text, for ``small_data``."""
     return Recipe(
         name="small",
         frames=frames,

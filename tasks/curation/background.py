@@ -102,7 +102,7 @@ def spread(cells: Mask) -> bool:
 
 
 def most_moving(pair: Matches) -> Moving | None:
-    """Of the transforms that parts of a pair move by, that which predicts most of the frame; None if nothing moves."""
+    """The transform, of those that parts of a pair move by, that predicts most of the frame; None if nothing moves."""
     found = candidates(pair.here, pair.there)
     if not found:
         return None

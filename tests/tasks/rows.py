@@ -63,6 +63,23 @@ def clip(**changes: Any) -> dict[str, Any]:
     return CLIP | changes
 
 
+def seconds_of(sources: int, clips: int) -> list[dict[str, Any]]:
+    """The rows of small sources, named by their numbers, each cut into clips of one second."""
+    return [
+        clip(
+            clip_id=f"{s}{c}",
+            source_uri=f"/v/{s}.mp4",
+            source_id=f"id{s}",
+            frames_uri=f"frames/{s}",
+            width=64,
+            height=36,
+        )
+        | {"crop_w": 64, "crop_h": 36, "start_s": float(c), "end_s": c + 1.0, "duration_s": 1.0}
+        for s in range(sources)
+        for c in range(clips)
+    ]
+
+
 def write(root: Path, step: str, rows: Sequence[dict[str, Any]], shard: str = "shard", key: str = "0123") -> str:
     """The table that ``step`` writes of a shard: of ``rows`` its own columns. Returns its URI."""
     uri = str(root / "steps" / folder_of(step) / f"{shard}-{key}.parquet")

@@ -140,7 +140,7 @@ def test_the_result_is_the_average_over_as_many_steps_as_the_recipe_says(
     done: TrainingRun, data: str, tmp_path: Path
 ) -> None:
     def distance(run: TrainingRun) -> float:
-        """Of the result from the weights of the last step."""
+        """How far the result is from the weights of the last step."""
         result = load_file(run.folder / "checkpoint" / "transformer" / "diffusion_pytorch_model.safetensors")
         last = {"model": {name: torch.empty_like(tensor) for name, tensor in result.items()}}
         read(last, Reader(run.folder / "checkpoints" / f"step-{STEPS:08d}"), None)

@@ -149,7 +149,7 @@ class Checkpoints:
         return self.load_state(path, state)
 
     def load_state(self, path: str | Path, state: State) -> int:
-        """As ``load``, whichever run the checkpoint is of, as long as it is of as large a model."""
+        """Load a checkpoint of any run into ``state``, if its model is of the same size; otherwise like ``load``."""
         path = Path(path)
         there, tensors = read_facts(path), state.tensors()
         reader = Reader(path, there.get("index_crc32"))

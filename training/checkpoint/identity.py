@@ -1,4 +1,4 @@
-"""Whose an output is: what stands there counts as this run's only if its facts say so.
+"""The owner of an output: what stands there counts as this run's only if its facts say so.
 
 OUT/checkpoints/step-*/facts.json   of each checkpoint
 OUT/checkpoint/facts.json           of the result, and of every export

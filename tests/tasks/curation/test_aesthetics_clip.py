@@ -15,7 +15,7 @@ from tasks.tables.checks import PreflightError
 from tasks.tables.frame_store import open_frames
 from tasks.tables.measure import Chosen, measure, uris_of
 from tests.models.scoring.tiny_networks import write_clip, write_laion_head
-from tests.tasks.rows import clip, read, store, write
+from tests.tasks.rows import read, seconds_of, store, write
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 SOURCES, CLIPS = 3, 3
@@ -35,19 +35,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def shard(tmp_path: Path) -> list[str]:
     """The tables of three sources of three clips of a second each; every source has pictures of its own."""
-    rows = [
-        clip(
-            clip_id=f"{s}{c}",
-            source_uri=f"/v/{s}.mp4",
-            source_id=f"id{s}",
-            frames_uri=f"frames/{s}",
-            width=64,
-            height=36,
-        )
-        | {"crop_w": 64, "crop_h": 36, "start_s": float(c), "end_s": c + 1.0, "duration_s": 1.0, "rejected_by": []}
-        for s in range(SOURCES)
-        for c in range(CLIPS)
-    ]
+    rows = [row | {"rejected_by": []} for row in seconds_of(SOURCES, CLIPS)]
     generator = np.random.default_rng(0)
     for s in range(SOURCES):
         store(tmp_path, [generator.integers(0, 256, (36, 64, 3), np.uint8) for _ in range(12)], f"frames/{s}")

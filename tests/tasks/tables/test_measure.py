@@ -18,7 +18,7 @@ from tasks.tables.clip import Clip
 from tasks.tables.measure import Chosen, in_order, measure, uris_of
 from tasks.tables.score import Column, Score, plain, plain_per_source
 from tasks.tables.step import StepConfig
-from tests.tasks.rows import clip, half_bright, read, store, write
+from tests.tasks.rows import half_bright, read, seconds_of, store, write
 
 SOURCES, CLIPS = 3, 3
 
@@ -32,19 +32,7 @@ def own_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shard(tmp_path: Path) -> list[str]:
     """The tables of three sources of three clips each; one clip more is too short."""
-    rows = [
-        clip(
-            clip_id=f"{s}{c}",
-            source_uri=f"/v/{s}.mp4",
-            source_id=f"id{s}",
-            frames_uri=f"frames/{s}",
-            width=64,
-            height=36,
-        )
-        | {"crop_w": 64, "crop_h": 36, "start_s": float(c), "end_s": c + 1.0, "duration_s": 1.0}
-        for s in range(SOURCES)
-        for c in range(CLIPS)
-    ]
+    rows = seconds_of(SOURCES, CLIPS)
     for s in range(SOURCES):
         store(tmp_path, half_bright(), f"frames/{s}")
     short = rows[-1] | {"clip_id": "short", "rejected_by": ["too_short"]}

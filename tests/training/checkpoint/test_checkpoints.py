@@ -57,7 +57,7 @@ def new_state(parallel: Parallel = ALONE, model: ContentVTransformer | None = No
 
 
 def blank_state(parallel: Parallel = ALONE) -> State:
-    """Of weights that no training has, so that a load that loads nothing is seen."""
+    """A state whose weights no training has, so that a load that loads nothing is seen."""
     model = small_model()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -38,7 +38,7 @@ class Setting(BaseModel):
     token_file: str
 
     def share(self, folder: Path, batches: float = 50.0, rank: int = 0, ranks: int = 1) -> Share:
-        """Of a data rank, with room for so many batches of all ranks."""
+        """The share of a data rank, with room for so many batches of all ranks."""
         encode = EncodeConfig(
             servers=(self.server,), token_file=self.token_file, buffer_folder=str(folder), buffer_gb=batches * GB
         )

@@ -134,7 +134,7 @@ def alive(pid: int) -> bool:
 
 
 def pids(out: Path) -> list[int]:
-    """Of the ranks, and of torchrun."""
+    """The process numbers of the ranks, and of torchrun."""
     return [int(pid) for path in out.glob("pid-*") for pid in path.read_text().split()]
 
 
